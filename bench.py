@@ -28,8 +28,7 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# The name of one option may be left out for these commands. For example, `bench.py size bert-base` means
-# `bench.py size --models bert-base`.
+# The name of this option may be left out: `bench.py size bert-base` means `bench.py size --models bert-base`.
 PLAIN = {"sentences": "--models", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
@@ -57,7 +56,7 @@ def examples_of(what: str) -> str:
 
 
 def main() -> None:
-    """Runs `bench.py COMMAND [options]`: parses the options, measures, and prints the JSON line."""
+    """Runs `bench.py COMMAND [options]` and prints the results as JSON."""
     what, words = (sys.argv + ["--help"])[1], sys.argv[2:]
     if what in ("-h", "--help"):
         print(f"{__doc__}\n{EXAMPLES}\nbench.py COMMAND --help shows the options of a command")

@@ -1,10 +1,8 @@
 """Augments the training set of a task as in TinyBERT: writes copies of each text in which some words are
-replaced by similar words.
+replaced by similar words. finetune.py --augmented takes the written file.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
-    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv  # the bundled model
-
-The option --augmented of finetune.py takes the file that this script writes.
+    python data/augment.py --task reviews.csv --model weights/teacher --out more.csv
 """
 
 import signal
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -30,8 +28,8 @@ from minibert.training.models import hold_frozen  # noqa: E402
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """All options of data/augment.py. The defaults of `copies`, `probability` and `candidates` are the
-    settings of the TinyBERT paper.
+    """All options of data/augment.py. The defaults of `copies`, `probability` and `candidates` are from the
+    TinyBERT paper.
     """
 
     task: str = option(None, "a GLUE task, imdb, or a file FILE.csv or FILE.tsv in the form that finetune.py "
@@ -71,8 +69,8 @@ class Options(MachineOptions):
 
 
 def training_rows(options: Options) -> tuple[Task, list[Example]]:
-    """Returns the task and its training examples. Examples with an empty text are left out, because an empty
-    text is not allowed in a csv file.
+    """Returns the task and its training examples. An empty text is not allowed in a csv file, so examples
+    with an empty text are left out.
     """
     task, splits = read_rows(options.task, options.data, options.dev)
     rows = splits["train"]
@@ -95,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--candidates {options.candidates} is more than the size of the model's vocabulary")
     find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
-    # after SIGTERM, the unfinished file is removed, as after Ctrl-C
+    # after SIGTERM, the unfinished file is removed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     written = write_csv(Path(options.out), task, augment(rows, find, options.copies, options.probability,
                                                          options.seed))

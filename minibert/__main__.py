@@ -1,11 +1,10 @@
 """Try one or more models: type a sentence, and each model answers. The answers are printed side by side, in
-one column for each model. The heading of a column has the model's time in milliseconds.
+one column for each model, with the model's time in milliseconds.
 
 A masked language model prints the most likely tokens for each [MASK]. A classifier prints the most likely
 labels of a text, or of two texts with a tab between them. A regression model prints a score. A model with a
-span head answers questions: type the question, a tab, and the text that has the answer. An encoder compares
-your new sentence with all sentences that you typed before it, and prints the most similar ones. The
-similarity is the cosine of the sentence vectors.
+span head answers questions: type the question, a tab, and the text that has the answer. An encoder prints the
+most similar of the sentences that you typed before, with the cosine of the sentence vectors.
 """
 
 import argparse
@@ -42,7 +41,7 @@ EXAMPLES = """examples:
   printf 'Who wrote it?\\tThe book was written by Ada.\\n' | python -m minibert runs/squad/model
 """
 
-CELL = 60  # an answer with more characters is cut in the printed table
+CELL = 60  # longer answers are cut
 
 
 class Guest(NamedTuple):
@@ -55,7 +54,7 @@ class Guest(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Loads the models, and then prints the answers to each line of the input."""
+    """Loads the models, and prints the answers to each line of the input."""
     parser = argparse.ArgumentParser(prog="python -m minibert", description=__doc__, epilog=EXAMPLES,
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder or hub name of a model")
@@ -78,12 +77,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """Loads a model and its tokenizer. The model runs once here, because the first forward pass is slow and
-    must not count in the printed times. Raises `UserError` if the model or the tokenizer is missing, or if
-    they do not fit together.
+    """Loads a model and its tokenizer, and runs the model once, because the first forward pass is slow.
+    Raises `UserError` if the model or the tokenizer is missing, or if they do not fit together.
     """
     model = load(folder)
-    if isinstance(model, PreTraining):  # only the MLM head of its two heads is used here
+    if isinstance(model, PreTraining):  # the next-sentence head is not used
         model = load(folder, "mlm")
     tokenizer = load_tokenizer(folder)
     check_pieces(tokenizer, model.config, folder)
@@ -114,7 +112,7 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
     """Returns a table with the answers to a line, with one column for each model. With `echo`, the line
-    itself stands above the table. Raises `UserError` if one of the models cannot use the line.
+    itself stands above the table. Raises `UserError` if a model cannot use the line.
     """
     columns = {}
     for guest in guests:
@@ -128,8 +126,8 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """Returns the text with escapes such as \\x1b for characters that are not printable, because a control
-    character could change the settings of the terminal. A tab becomes a vertical bar.
+    """Returns the text with escapes for characters that are not printable, which could change the settings of
+    the terminal. A tab becomes a vertical bar.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
@@ -154,7 +152,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     remark = cut_remark(guest, text, pair)
     if config.regression:
         return [row("score", f"{logits[0]:.3f}"), *remark]
-    # a sigmoid for a multi-label classifier, because a text can have several of its labels
+    # a sigmoid, because a text can have several of the labels
     several = config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()
@@ -162,9 +160,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the most probable answers to a question, with their probabilities. An answer is a part of the
-    text after the tab, or "no answer".
-    """
+    """Returns the most probable answers to a question (or "no answer"), with their probabilities."""
     text, pair = parts(line)
     if pair is None:
         raise UserError(f"{guest.name} answers questions: type the question, a tab, and the text that has "
@@ -177,9 +173,7 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the `best` earlier sentences that are most similar to this line, with the cosines of their
-    vectors.
-    """
+    """Returns the `best` earlier sentences that are most similar to this line, with their cosines."""
     text, pair = parts(line)
     if pair is not None:
         raise UserError(f"{guest.name} is an encoder and compares single sentences, but this line has a tab")
@@ -197,7 +191,7 @@ KINDS: dict[type, Callable] = {MaskedLM: fill, Classifier: classify, Span: find,
 
 def parts(line: str) -> tuple[str, str | None]:
     """Divides a line at its tab into two texts. Without a tab, the second text is None. Raises `UserError` if
-    a text is empty, or if the line has more than one tab.
+    a text is empty, or if there are several tabs.
     """
     text, *more = (part.strip() for part in line.split("\t"))
     if len(more) > 1 or not text or more == [""]:
@@ -206,13 +200,12 @@ def parts(line: str) -> tuple[str, str | None]:
 
 
 def row(text: str, figure: str) -> str:
-    """Returns one cell of the table: an answer, cut if it is long, and its probability, score or cosine."""
+    """Returns one cell of the table: an answer, cut if it is long, and its figure."""
     return f"{text if len(text) <= CELL else text[:CELL - 3] + '...'}  {figure}"
 
 
 def cut_remark(guest: Guest, text: str, pair: str | None) -> list[str]:
-    """Returns a list with one remark if the text has more tokens than the model reads, and otherwise an empty
-    list.
+    """Returns a list with one remark if the text is longer than the model reads, and otherwise an empty list.
     """
     pieces = guest.tokenizer.pieces([text] if pair is None else [text, pair])
     tokens, room = sum(map(len, pieces)) + 1 + len(pieces), guest.model.config.max_positions

@@ -8,17 +8,15 @@
     python weights/convert.py runs/mrpc/model runs/mrpc-cut --layers 0,2,5
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
-SOURCE is a folder or a name on the Hugging Face hub. An old pytorch_model.bin is read with
-`weights_only=True`, so no code in the file is run. With `--to hf`, TARGET also gets parts of SOURCE for other
-programs: settings in config.json, files of sentence-transformers (both not with `--positions` or
-`--tokenizer`), and a pooler that the model does not use.
+An old pytorch_model.bin is read with `weights_only=True`, so no code in the file is run. With `--to hf`,
+TARGET also gets parts of SOURCE for other programs: settings in config.json, files of sentence-transformers
+(both not with `--positions` or `--tokenizer`), and a pooler that the model does not use.
 
-`--to onnx` writes TARGET/model.onnx in fp32, which takes padded batches of any size. Before the file is moved
-to TARGET, its outputs in ONNX Runtime are compared with the model's outputs (minibert/hub/onnx_export.py).
-The export needs the `onnx` extra. With `--int8`, the file is TARGET/model_quantized.onnx.
+`--to onnx` needs the `onnx` extra. It writes TARGET/model.onnx in fp32, or TARGET/model_quantized.onnx with
+`--int8`. Nothing is saved if the outputs of the fp32 file in ONNX Runtime differ too much from the model's
+outputs.
 
-The last two commands above make a smaller model from a larger one, with the same head
-(minibert/hub/prune.py). Train the smaller model afterwards.
+The last two commands above make a smaller model, which should be trained afterwards.
 """
 
 import argparse
@@ -26,7 +24,7 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so minibert is found from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
 
 import torch  # noqa: E402
 
@@ -89,7 +87,7 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} has no effect without --int8")
     if args.to == "onnx":
         from minibert.hub.onnx_export import packages, save_onnx
-        packages()  # missing packages are reported before the model is loaded
+        packages()  # reports missing packages before the model is loaded
         if args.dtype != "fp32":
             raise UserError(f"--dtype {args.dtype}: an ONNX file is written in fp32; leave out --dtype")
 
@@ -103,8 +101,8 @@ def main() -> None:
     beside = model.beside
     model, tokenizer = carve(model, tokenizer, args)
     if args.positions is not None or args.tokenizer is not None:
-        # Only the tensors of unused heads are copied. The files and settings of the old model may contain
-        # token ids or a number of positions that are wrong for the new model.
+        # The old files and settings may contain token ids or a number of positions that are wrong for the new
+        # model.
         beside = Beside(tensors=beside.tensors)
     model.beside = beside
     note = "" if tokenizer else "; there was no tokenizer to copy"

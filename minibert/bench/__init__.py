@@ -1,5 +1,3 @@
-"""Contains the commands of bench.py. Each command has its own file: `bench.py train` is in train.py, and so
-on.
-
-Read turns.py first: it runs the compared programs alternately and measures their times.
+"""Contains the commands of bench.py, each in its own file: `bench.py train` is in train.py. Read turns.py
+first, which runs and times the compared programs.
 """

@@ -1,12 +1,9 @@
-"""The engines that `bench.py inference` compares: minibert in fp32 and in its fast modes, and other inference
-libraries if they are installed.
+"""The engines that `bench.py inference` compares: minibert, and other inference libraries if they are
+installed.
 
 For each engine, a function opens the files of a model and returns a function `run(ids, segments)`. `run` gets
-the token ids and the token types (`segments`) of S sentences, and returns the logits (S, K) of a classifier
-with K classes.
-
-minibert packs sentences without padding. All other engines get batches of at most `PADDED` sentences of
-similar length. Each batch is padded to its longest sentence.
+the token ids and the token types (`segments`) of S sentences, and returns the logits (S, K) for K classes.
+minibert packs sentences without padding; all other engines get padded batches of at most `PADDED` sentences.
 """
 
 import contextlib
@@ -33,15 +30,15 @@ from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
 
-PADDED = 8  # the largest number of sentences in one padded batch
+PADDED = 8  # the largest number of sentences in a padded batch
 
 Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Writes the files that `engines` read: the folder model/ for minibert and transformers, and files in the
-    formats of the other engines. `calibration` has the token ids and token types for `write_openvino_int8`.
+    """Writes the files that `engines` read. `calibration` has the token ids and token types for
+    `write_openvino_int8`.
     """
     minibert.save(model, folder / "model", tokenizer)
     kinds = {engine.split()[0] for engine in engines}
@@ -54,8 +51,7 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
     if "ctranslate2" in kinds:
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
-        # CTranslate2 needs the setting position_embedding_type, which transformers 5 has only if it is in
-        # config.json
+        # CTranslate2 needs position_embedding_type, which transformers 5 has only if it is in config.json
         config = folder / "model" / "config.json"
         raw = json.loads(config.read_text()) | {"position_embedding_type": "absolute"}
         config.write_text(json.dumps(raw))
@@ -63,9 +59,9 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
-    """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml, which OpenVINO reads. The
-    settings are those of NNCF's documentation for Transformer models. The quantisation scales of the
-    activations are measured on the sentences `ids`, one sentence at a time.
+    """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml for OpenVINO. The settings are
+    from NNCF's documentation for Transformer models. The scales of the activations are measured on the
+    sentences `ids`.
     """
     import nncf
     import openvino
@@ -81,8 +77,8 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Calls `run` with batches of at most `PADDED` sentences of similar length. Returns the logits of all
-    sentences in the order of `ids`.
+    """Calls `run` with padded batches of sentences of similar length. Returns the logits in the order of
+    `ids`.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
@@ -94,16 +90,14 @@ def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[i
 
 
 def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tensor, ...]:
-    """Pads S sentences to the length T of the longest sentence. Returns the token ids, the attention mask and
-    the token types, each (S, T).
+    """Pads S sentences to the length T of the longest. Returns token ids, attention mask and token types,
+    each (S, T).
     """
     return pad(pack(ids, segments), 0, max(map(len, ids)))
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of minibert, in fp32 if `mode` is None, and otherwise in the fast mode
-    `mode`, for example int8.
-    """
+    """Returns the function `run` of minibert in the fast mode `mode` (None: fp32)."""
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)
@@ -112,8 +106,7 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of the library `transformers`, with SDPA attention, in eval mode and without
-    gradients. `how` is "fp32", "bf16", "compiled" (with torch.compile) or "bf16 compiled".
+    """Returns the function `run` of `transformers`. `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
     """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -139,9 +132,7 @@ def _quiet_transformers():
 
 
 def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of ONNX Runtime on the CPU, with all graph optimisations. `file` is the name
-    of an ONNX file in `folder`.
-    """
+    """Returns the function `run` of ONNX Runtime on the CPU. `file` is an ONNX file in `folder`."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -155,8 +146,8 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of OpenVINO on the CPU, with OpenVINO's performance hint LATENCY. `file` is
-    the name of a file in `folder`. Operations that are not int8 run in fp32.
+    """Returns the function `run` of OpenVINO on the CPU. `file` is a file in `folder`. Operations that are
+    not int8 run in fp32.
     """
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {
@@ -168,8 +159,8 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of CTranslate2 on the CPU. CTranslate2 computes the hidden states, and
-    minibert's classification head computes the logits from these hidden states.
+    """Returns the function `run` of CTranslate2 on the CPU. minibert's head computes the logits from the
+    hidden states of CTranslate2.
     """
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
@@ -200,7 +191,7 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
 }
 
 
-# for each library or engine, the packages that must be installed to run it and to write its files
+# the packages that a library or engine needs, to run and to write its files
 PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["ctranslate2", "transformers"],
             "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],
             "openvino": ["openvino", "onnx", "onnxscript"],
@@ -208,7 +199,7 @@ PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["c
 
 
 def why_not(engine: str, device: torch.device) -> str | None:
-    """Returns the reason why an engine cannot run on a device, or None if the engine can run."""
+    """Returns the reason why an engine cannot run on a device, or None if it can run."""
     package, _, how = engine.partition(" ")
     for needed in PACKAGES.get(engine, PACKAGES[package]):
         if importlib.util.find_spec(needed) is None:

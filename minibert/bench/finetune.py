@@ -1,11 +1,9 @@
-"""Compares the time of a fine-tuning step in minibert and in the library `transformers`, on examples of a
-real task.
-
-minibert and transformers run alternately on the same examples, with models of random weights. transformers
-pads each batch to its longest example, and is measured with two kinds of batches:
+"""Compares the time of a fine-tuning step in minibert and in `transformers`, on examples of a real task. Both
+run alternately on the same examples. transformers pads each batch to its longest example, and is measured
+with two kinds of batches:
 
 - random batches, as in finetune.py and by default in the Trainer of transformers
-- batches of examples of similar length (an option of the Trainer), which need less padding
+- batches of examples of similar length, which need less padding
 """
 
 import dataclasses
@@ -62,7 +60,7 @@ class FinetuneBench(MachineOptions):
 
 
 def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
-    """Returns the training examples of one measurement, and the configuration of the model."""
+    """Returns the training examples of one measurement, and the model's configuration."""
     task = dataclasses.replace(TASKS[options.task], max_length=options.max_length)
     tokenizer = minibert.load_tokenizer(options.tokenizer)
     rows = read_examples(task, options.data, "train")[:options.batch * options.steps]
@@ -74,8 +72,7 @@ def examples_and_shape(options: FinetuneBench) -> tuple[Examples, Config]:
 
 
 def finetune_turn(options: FinetuneBench, runtime):
-    """Returns a function that runs the steps of one measurement, with the functions that finetune.py uses.
-    The learning rate is constant.
+    """Returns a function that runs the steps of one measurement with minibert, with a constant learning rate.
     """
     examples, shape = examples_and_shape(options)
     model = init_weights(Classifier(shape)).to(runtime.device).train()
@@ -92,8 +89,8 @@ def finetune_turn(options: FinetuneBench, runtime):
 
 
 def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
-    """Returns a function that runs the steps of one measurement with transformers, on the same examples as
-    minibert. If `by_length` is true, the examples are sorted by length before they are divided into batches.
+    """Returns a function that runs the steps of one measurement with transformers. If `by_length` is true,
+    the examples are sorted by length before they are divided into batches.
     """
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()
@@ -117,7 +114,7 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """Runs all measurements of `kind` ("minibert", `RANDOM` or `BY_LENGTH`) in a process of their own."""
+    """Runs all measurements of `kind`: "minibert", `RANDOM` or `BY_LENGTH`."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (finetune_turn(options, runtime) if kind == "minibert"
@@ -126,7 +123,7 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 
 def bench_finetune(options: FinetuneBench) -> dict:
-    """Runs `bench.py finetune`. Returns the results, which bench.py prints as JSON."""
+    """Runs `bench.py finetune` and returns the results."""
     check_installed()
     examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch

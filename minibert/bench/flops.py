@@ -26,32 +26,28 @@ with D x D = FLOPs + 2 T D^2
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """Returns the number of weights in the encoder's linear layers, which is also the number of
-    multiplications in these layers for one token.
-    """
+    """Returns the number of weights in the encoder's linear layers."""
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    # all layers have equal sizes, so an encoder with one layer is enough, and is built faster
+    # all layers have equal sizes
     encoder = on_meta(build_encoder, replace(config, layers=1))
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
 
 def encoder_flops(config: Config, length: int) -> int:
-    """Returns the FLOPs of the encoder's forward pass for one sequence of `length` tokens, by
-    `FLOPS_FORMULA`.
-    """
+    """Returns the FLOPs of the encoder's forward pass for a sequence of `length` tokens (`FLOPS_FORMULA`)."""
     return 2 * length * linear_elements(config) + 4 * length**2 * config.attention_size * config.layers
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """Returns the FLOPs that a training step needs, without padding. `lengths` has the number of tokens of
-    each sequence.
+    """Returns the FLOPs of a training step without padding. `lengths` has the number of tokens of each
+    sequence.
 
-    A step needs the teacher's forward pass (except with the method `mlm`) and the student's forward and
-    backward passes. A backward pass is counted as two forward passes. With the method `distilbert`, the MLM
-    heads of both models are counted for every token. With `mlm`, the student's MLM head is counted for 15 %
-    of the tokens. With any other method, no head is counted. The losses are never counted.
+    The teacher's forward pass (except with the method `mlm`) and the student's forward and backward passes
+    are counted. A backward pass counts as two forward passes. With `distilbert`, the MLM heads of both models
+    are counted for every token. With `mlm`, the student's MLM head is counted for 15 % of the tokens. With
+    any other method, no head is counted. Losses are not counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -62,11 +58,9 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 
 
 def matrix_peak(runtime: Runtime) -> float:
-    """Multiplies two large square matrices ten times, in the precision of the runtime. Returns the highest
-    FLOP/s of the ten products.
-    """
+    """Multiplies two large square matrices ten times, and returns the highest FLOP/s of the ten products."""
     on_gpu = runtime.device.type == "cuda"
-    # on a GPU, the time of a small product would be mainly the time to start its kernel
+    # on a GPU, the time of a small product would be mainly the start of its kernel
     size = 8192 if on_gpu else 2048
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))

@@ -1,10 +1,9 @@
-"""Compares the speed of inference with minibert and with other installed inference libraries. For fine-tuned
-models, the task scores of minibert's fast modes are also measured.
+"""Compares minibert with other installed inference libraries by the speed of inference. For fine-tuned
+models, the scores of minibert's fast modes are also measured.
 
-Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first B examples are
-given together, where B is the value of --batch. The compared programs are called engines. Each engine has its
-own process with a given number of threads. The engines run alternately, with the same examples and the same
-weights. On a GPU, the measured time ends when the result is on the CPU.
+Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first --batch
+examples run together. Each compared program (engine) has its own process. The engines run alternately, with
+the same examples and the same weights. On a GPU, the measured time ends when the result is on the CPU.
 """
 
 import dataclasses
@@ -36,8 +35,8 @@ from minibert.tasks.specs import TASKS, TEXT_TASKS
 from minibert.tasks.splits import judge, some_of, tokenised
 
 ROOT = Path(__file__).parents[2]
-# Random examples have lengths like the STS-B dev pairs in tokens of bert-base-uncased: log-normal with the
-# median 29, but at least 8 and at most --max-length.
+# Random examples have lengths like the STS-B dev pairs with the tokenizer of bert-base-uncased: log-normal
+# with the median 29.
 LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 
@@ -85,8 +84,8 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs all measurements of one engine. Each measurement returns the seconds of each example alone, the
-    seconds of the first `job.batch` examples together, and the logits of these examples.
+    """Runs all measurements of one engine. A measurement returns the seconds of each example alone, and the
+    seconds and the logits of the first `job.batch` examples together.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -104,8 +103,8 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token ids and the token types (segments) of the examples. The order of the examples is
-    random, so that a batch has examples of different lengths.
+    """Returns the token ids and the token types of the examples. The order is random, so a batch has examples
+    of different lengths.
     """
     rng = np.random.default_rng(0)
     if options.data is None:
@@ -122,9 +121,8 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """Evaluates a fine-tuned model on `limit` examples of the dev set (None: all examples), in fp32 and in
-    each fast mode that this machine supports. Returns for each mode the scores in percent, and the change of
-    the logits compared with fp32.
+    """Evaluates a fine-tuned model on `limit` dev examples (None: all), in fp32 and in each fast mode that
+    can run. Returns for each mode the scores in percent, and the change of the logits from fp32.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
@@ -152,17 +150,16 @@ def quality(folder: str, task_name: str, data: str, max_length: int, limit: int 
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """Returns the median and the 5th, 95th and 99th percentiles of the values."""
+    """Returns the median and three percentiles of the values."""
     return dict(zip(("median", "p5", "p95", "p99"), np.percentile(values, (50, 5, 95, 99)).tolist()))
 
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
-    results of the measurements (see `inference_worker`), and `memory` is the engine's peak memory in bytes.
-    `flops` are the FLOPs of all examples, and `flops_together` are the FLOPs of the `batch` examples that ran
-    together. `peak` is the result of `matrix_peak`. The entry "pass" is the time for all examples, one at a
-    time, in seconds (median over the measurements).
+    results of the measurements (see `inference_worker`), and `memory` is the peak memory in bytes. `flops`
+    and `flops_together` are the FLOPs of all examples and of the `batch` examples that ran together. The
+    entry "pass" is the time in seconds for all examples, one at a time (median over the measurements).
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -175,7 +172,7 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
 
 
 def compare_engines(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
-    """Runs the engines alternately, prints a table, and returns the measured figures of each engine."""
+    """Runs the engines alternately, prints a table, and returns the figures of each engine."""
     taken, memory = alternate(inference_worker, engines, job, turns)
     peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
@@ -206,7 +203,7 @@ def compare_engines(name: str, config: Config, engines: list[str], job: Job, tur
 
 
 def bench_inference(options: InferenceBench) -> dict:
-    """Runs `bench.py inference`. Returns the results, which bench.py prints as JSON."""
+    """Runs `bench.py inference` and returns the results."""
     runtime = start(options.device, "fp32", training=False)
     counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
     tuned = [name for name in options.models if name not in PRESETS]
@@ -240,9 +237,7 @@ def bench_inference(options: InferenceBench) -> dict:
 
 def write_model(name: str, tokenizer, folder: Path, engines: list[str],
                 examples: tuple[list[list[int]], list[list[int]]]) -> Config:
-    """Writes the files that the engines read, for a preset (with random weights) or for the model of a
-    folder. Returns the model's configuration.
-    """
+    """Writes the files that the engines read. Returns the model's configuration."""
     if name in PRESETS:
         torch.manual_seed(0)
         shape = PRESETS[name]

@@ -1,8 +1,7 @@
 """Calculates how many hours a training takes on one device, from the number of tokens per second.
 
-Measure the number of tokens per second with `bench.py train`, and give it as --tokens-per-second. If you
-cannot measure it, give the peak FLOP/s of the device (--peak-tflops) and the share of the peak that the
-training reaches (--share).
+Measure this number with `bench.py train`, and give it as --tokens-per-second. If you cannot measure it, give
+the peak FLOP/s of the device (--peak-tflops) and the share of the peak that the training reaches (--share).
 """
 
 import dataclasses
@@ -16,11 +15,11 @@ from minibert.common.options import option, within
 from minibert.data.corpus_writer import SPECIALS
 from minibert.model.config import preset
 
-# The mean number of tokens per word with BERT's uncased vocabulary. The tokens were counted in 634,000 words
-# of English Wikipedia and in 181,000 words of public-domain books.
+# Mean number of tokens per word with BERT's uncased vocabulary, counted in 634,000 words of English Wikipedia
+# and in 181,000 words of public-domain books.
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
-# for each corpus, the number of tokens without [CLS] and [SEP], and where this number is from
+# for each corpus, the number of tokens without [CLS] and [SEP], and its source
 CORPORA = {
     "wikitext-2": (2_153_632, "counted: wiki.train.tokens by data/prepare.py with BERT's uncased vocabulary"),
     "wikitext-103": (round(103_227_021 * 2_153_632 / 2_088_628),
@@ -58,8 +57,8 @@ class PlanBench:
 
 
 def corpus_tokens(text: str | None) -> tuple[float, str]:
-    """Returns the number of tokens of a corpus, and the source of the number. `text` is the name of a corpus
-    or a number.
+    """Returns the number of tokens of a corpus, and the source of the number. `text` is a name of a corpus or
+    a number.
     """
     if text in CORPORA:
         return CORPORA[text]
@@ -74,10 +73,10 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
 
 def plan(options: PlanBench) -> dict:
     """Calculates how many hours a training takes. The entry `basis` of the result has the numbers from which
-    the hours are calculated, each with its name and its source.
+    the hours are calculated, with their names and sources.
     """
     tokens, whence = corpus_tokens(options.corpus_tokens)
-    # `tokens` does not count [CLS] and [SEP], but training reads both in each sequence
+    # training also reads [CLS] and [SEP] in each sequence, which `tokens` does not count
     trained = tokens * options.epochs * options.length / (options.length - SPECIALS)
     flops = useful_flops(preset(options.teacher), preset(options.student), np.array([options.length]))
     flops /= options.length
@@ -95,7 +94,7 @@ def plan(options: PlanBench) -> dict:
 
 
 def bench_plan(options: PlanBench) -> dict:
-    """Runs `bench.py plan`. Returns the results, which bench.py prints as JSON."""
+    """Runs `bench.py plan` and returns the results."""
     result = plan(options)
     print(f"{options.teacher} to {options.student}: {result['hours']:,.2f} hours, without the time of "
           "evaluation and checkpoints")

@@ -12,45 +12,43 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has dicts of scores on held-out text: "student, initial" (before the
-    training), "student, trained" (after the training) and, if there is a teacher, "teacher".
+    """A run of train.py. `held_out` has the scores on held-out text of "student, initial", "student, trained"
+    and, if there is a teacher, "teacher".
     """
     folder: Path
     options: dict
     machine: str
     tokens: int
-    seconds: float  # the time of the steps, without the time to prepare the corpus and to evaluate
-    # for each evaluation during the training: the number of tokens so far, and the scores on held-out text
+    seconds: float  # the time of the steps, without preparation and evaluation
+    # for each evaluation during the training: the tokens so far, and the held-out scores
     curve: list[tuple[int, dict]]
     held_out: dict[str, dict]
     table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. `scores` are the scores on the first dev split, of each seed at its best epoch.
-    """
+    """A run of finetune.py. `scores` are on the first dev split, for each seed at its best epoch."""
     folder: Path
     options: dict
     machine: str
     task: str
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
-    # for each metric, a list with one value in percent for each seed
+    # for each metric, one value in percent for each seed
     scores: dict[str, list[float]]
     seconds: float  # the training time of all seeds
     baseline: dict[str, float] | None  # the scores of one answer for all examples; None for SQuAD
 
     @property
     def start(self) -> str:
-        """Says from what the fine-tuning started: the folder or hub name of a model, or for example "cut to 4
-        layers" if layers of the teacher were copied. The teacher is not named, because every task has its own
-        teacher, and the text must be equal for all tasks.
+        """The folder or hub name of the fine-tuned model. If layers of the teacher were copied, it is for
+        example "cut to 4 layers".
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
 
     @property
     def values(self) -> list[float]:
-        """For each seed, the value of the first metric, by which models are compared."""
+        """For each seed, the value of the first metric."""
         return next(iter(self.scores.values()))
 
     @property
@@ -61,9 +59,9 @@ class TuneRun(NamedTuple):
 
 def read_runs(folders: Iterable[str], without: Iterable[str] = ()
               ) -> tuple[list[TrainRun], list[TuneRun], list[Path]]:
-    """Reads all runs in `folders` and their subfolders, except the runs in the folders `without`. Returns the
-    finished trainings, the finished fine-tunings, and the folders of all unfinished runs. Raises `UserError`
-    if one of `folders` has no run, or if the files of a run are damaged.
+    """Reads all runs in `folders` and their subfolders, except those in `without`. Returns the finished
+    trainings, the finished fine-tunings, and the folders of unfinished runs. Raises `UserError` if one of
+    `folders` has no run, or if the files of a run are damaged.
     """
     left_out = {Path(name).resolve() for name in without}
     found = dict.fromkeys(folder for name in folders for folder in _run_folders(name))
@@ -75,9 +73,7 @@ def read_runs(folders: Iterable[str], without: Iterable[str] = ()
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """Yields all run folders below the folder `name`, or `name` itself if it is a run folder. Folders inside
-    a run folder are not searched.
-    """
+    """Yields all run folders below the folder `name`, or `name` itself if it is a run folder."""
     found = False
     for place, below, files in os.walk(name):
         below.sort()
@@ -114,9 +110,9 @@ def _read_train(folder: Path, config: dict, summary: dict) -> TrainRun:
 def _read_tune(folder: Path, config: dict, summary: dict) -> TuneRun:
     options, results = config["options"], summary["results"]
     known = TASKS.get(options["task"])
-    # the name of a csv file includes its folder, because a/train.csv and b/train.csv are two tasks
+    # the name of a csv file has its folder, because a/train.csv and b/train.csv are two tasks
     task = known.name if known else "/".join(Path(options["task"]).parts[-2:])
-    split = next(iter(results[0]["best"]["scores"]))  # the first dev split, on which the best epoch is chosen
+    split = next(iter(results[0]["best"]["scores"]))  # the split on which the best epoch is chosen
     each = [result["best"]["scores"][split] for result in results]
     settings = {"train_examples": options.get("train_examples"),
                 **{name: config["task"][name] for name in ("epochs", "batch", "lr", "max_length")}}

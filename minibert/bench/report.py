@@ -2,9 +2,9 @@
 
     bench.py report runs/ --teacher TEACHER --out report.md
 
-All figures except the published ones come from the files of the runs. A model has the name of its run folder.
-For example, the model in `runs/distilled/model` is called `distilled`, and `distilled + kd` after fine-tuning
-with a teacher and --method kd.
+All figures except the published ones come from the files of the runs. A model has the name of its run folder:
+the model in `runs/distilled/model` is called `distilled`, and `distilled + kd` after fine-tuning with a
+teacher and --method kd.
 """
 
 import statistics
@@ -28,7 +28,6 @@ NOT_RUN = "not run"
 # `scores[model][task]` is the run that fine-tuned the model on the task
 Scores = dict[str, dict[str, TuneRun]]
 
-# the notes below the tables of the report
 SCORES_NOTE = """Scores are in percent, on the dev set. For MNLI, the matched dev set is used, and for IMDb
 the test set. The score of a seed is the score of its best epoch. A cell shows the median over n seeds of
 fine-tuning and, in brackets, the lowest and the highest score. If the ranges of two models overlap, or if one
@@ -58,13 +57,13 @@ class ReportBench:
     without: tuple[str, ...] = option((), "folders of runs to leave out, for example the runs of a search "
                                           "for a learning rate")
     out: str = option("report.md", "markdown file to write; the plot is written next to it")
-    teacher: str | None = option(None, "name of the teacher's run folder; the report then has a table of "
-                                      "shares, which are the scores of the other models divided by the "
-                                      "teacher's scores")
-    share_tasks: tuple[str, ...] = option((), "tasks for the table of shares (scores divided by the "
-                                              "teacher's scores); models without a score on one of these "
-                                              "tasks are left out (default: the tasks on which all models "
-                                              "were fine-tuned)")
+    teacher: str | None = option(None, "name of the teacher in the report's tables: the last part of its "
+                                      "folder or hub name, for example bert for runs/bert/model. The "
+                                      "report then has a table of shares (scores of the other models, "
+                                      "divided by the teacher's scores)")
+    share_tasks: tuple[str, ...] = option((), "tasks for the table of shares; models without a score "
+                                              "on one of these tasks are left out (default: the tasks on "
+                                              "which all models were fine-tuned)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:
@@ -74,30 +73,26 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """Returns the folder after which a model is named in the tables: the parent folder for a path like
-    runs/x/model, and the folder itself for all other paths.
+    """Returns the folder after which a model is named: the parent folder of a path like runs/x/model,
+    otherwise the path itself.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path
 
 
 def student_of(run: TrainRun) -> Path:
-    """Returns the --out folder of the run. The student has the name of this folder."""
+    """Returns the --out folder of the run, after which the student is named."""
     return Path(run.options["out"])
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """Returns the folder after which the teacher of a training is named, or "none" if the training has no
-    teacher (the method mlm without --teacher).
-    """
+    """Returns the folder after which the teacher is named, or "none" if there is no teacher."""
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
 
 
 def check_names(places: Iterable[Path]) -> None:
-    """Raises `UserError` if two different folders have the same name, because their models would be in the
-    same row of a table.
-    """
+    """Raises `UserError` if two folders have the same name, which would be the name of two models."""
     known: dict[str, Path] = {}
     for place in places:
         if known.setdefault(place.name, place) != place:
@@ -106,10 +101,9 @@ def check_names(places: Iterable[Path]) -> None:
 
 
 def taught(options: dict) -> str:
-    """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning.
-    Without a teacher, the suffix is "". With a teacher, it is for example " + kd", or " + kd, alpha 1" if
-    alpha is not the default of the method. With --transfer, the student learned from texts without
-    labels, and the suffix has "pd" (pre-trained distillation) and no alpha.
+    """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning
+    (without a teacher: ""). It is for example " + kd", or " + kd, alpha 1" if alpha is not the method's
+    default. With --transfer, it has "pd" (pre-trained distillation) and no alpha.
     """
     if not options.get("teacher"):
         return ""
@@ -121,9 +115,8 @@ def taught(options: dict) -> str:
 
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
-    """Returns a dict of dicts: `scores[model][task]` is the run that fine-tuned the model on the task. The
-    model `teacher` is first. Raises `UserError` if two runs have the same model and the same task, or if
-    `runs` has no run of the teacher.
+    """Returns the `Scores` of the runs, with `teacher` first. Raises `UserError` if two runs have the same
+    model and the same task, or if `runs` has no run of the teacher.
     """
     found: Scores = {}
     for run in runs:
@@ -139,16 +132,14 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """Returns the names of all tasks in `scores`: first the tasks in `TASKS`, in the order of `TASKS`, and
-    then the csv files.
-    """
+    """Returns the tasks in `scores`, in the order of `TASKS`, then the csv files."""
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 
 
 def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
-    """Returns the tasks on which all models were fine-tuned, with the same number of training examples and
-    the same maximum length.
+    """Returns the tasks on which all models were fine-tuned with equal numbers of training examples and equal
+    maximum lengths.
     """
     return [task for task in models[0] if all(task in of for of in models)
             and len({of[task].part for of in models}) == 1]
@@ -165,8 +156,8 @@ def markdown(rows: list[dict]) -> str:
 
 
 def published(model: str) -> dict[str, str]:
-    """Returns for each task the score of `model` in the DistilBERT paper. A score from the README of
-    DistilBERT's code has a †.
+    """Returns for each task the score of `model` in the DistilBERT paper, or, with a †, in the README of
+    DistilBERT's code.
     """
     return {name: f"{known.value:.1f}" + "†" * (known.source == PAPER_README)
             for name, task in TASKS.items() for known in task.published
@@ -176,7 +167,7 @@ def published(model: str) -> dict[str, str]:
 
 def score_table(scores: Scores) -> str:
     """Returns the table of scores, with a row for each model and a column for each task, and the notes below
-    it. The first row has the scores of a constant prediction, and the last rows have published scores.
+    it.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
@@ -190,7 +181,7 @@ def score_table(scores: Scores) -> str:
             metric = next(iter(run.scores))
             heads[task] = f"{task}<br>{metric}"
             rows[name][task] = cell(run.values)
-            if run.baseline:  # SQuAD has no constant prediction to compare with
+            if run.baseline:  # SQuAD has no constant prediction
                 rows["a constant prediction"][task] = f"{run.baseline[metric]:.1f}"
     return "\n\n".join([
         markdown([{"model": name} | {heads[task]: row.get(task, NOT_RUN if name in scores else "-")
@@ -199,7 +190,7 @@ def score_table(scores: Scores) -> str:
 
 
 def settings_of(scores: Scores) -> list[str]:
-    """Returns one line of text for each task on which a run did not use the default settings."""
+    """Returns a line of text for each task on which a run did not use the default settings."""
     lines = []
     for task in tasks_of(scores):
         ways: dict[str, list[str]] = {}
@@ -218,9 +209,8 @@ def settings_of(scores: Scores) -> list[str]:
 
 
 def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]:
-    """Returns the rows of the table of shares, in which the scores are divided by the teacher's scores. A
-    model has a row if it was fine-tuned on all `tasks`, with the teacher's number of training examples and
-    maximum length.
+    """Returns the rows of the table of shares: scores divided by the teacher's scores. A model has a row if
+    it was fine-tuned on all `tasks`, with the teacher's number of training examples and maximum length.
     """
     rows, teacher_runs = [], scores[teacher]
     for task in tasks:
@@ -236,7 +226,7 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
 
 
 def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
-    """Returns the table of shares with the intervals of the shares, and the text below the table."""
+    """Returns the table of shares with their intervals, and the notes below it."""
     def cell(share: tuple[float, float, float] | None) -> str:
         return "not defined" if share is None else "{:.1f} %<br>({:.1f} to {:.1f})".format(
             *(100 * x for x in share))
@@ -253,9 +243,7 @@ def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
 # ---------------------------------------------------------------- trainings
 
 def training_table(runs: list[TrainRun]) -> str:
-    """Returns the table of all trainings, with the student's size and speed, the number of tokens, the time
-    and the held-out scores.
-    """
+    """Returns the table of all trainings, and the notes below it."""
     measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
     figures = {"mlm": ("MLM loss", "{:.3f}")} | {name: how for name, how in measured.items()
                                                  if name != "perplexity"}
@@ -283,9 +271,7 @@ def training_table(runs: list[TrainRun]) -> str:
 
 
 def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
-    """Returns all evaluations of a training, from start to end, as pairs (number of tokens so far, held-out
-    scores).
-    """
+    """Returns all evaluations of a training as pairs (number of tokens so far, held-out scores)."""
     start, end = (run.held_out.get(name) for name in ("student, initial", "student, trained"))
     return [(tokens, scores) for tokens, scores in [(0, start), *run.curve, (run.tokens, end)] if scores]
 
@@ -293,8 +279,7 @@ def curve_of(run: TrainRun) -> list[tuple[int, dict]]:
 # ---------------------------------------------------------------- the file
 
 def bench_report(options: ReportBench) -> dict:
-    """Reads the runs, and writes the report and its plot. Returns the results, which bench.py prints as JSON.
-    """
+    """Reads the runs, writes the report and its plot, and returns the results."""
     out = Path(options.out)
     if out.exists() and not read_text(out).startswith(MARK):
         raise UserError(f"{out} was not written by bench.py report: give another name as --out")

@@ -3,16 +3,11 @@ finetune.py are resumed; all other stopped runs start again.
 
     TEACHER=FOLDER python bench.py runs docs/runs.txt
 
-The list is a text file. Each line has one command, without the word `python`. A # starts a comment. A line
-that ends with a backslash continues in the next line. $NAME is replaced by the value of the environment
-variable NAME.
+The list is a text file with one command in each line, without the word `python`. A # starts a comment. A line
+that ends with a backslash continues in the next line. $NAME stands for the environment variable NAME.
 
-A run of train.py or finetune.py is finished if its --out folder has a summary.json. A run of data/prepare.py
-is finished if its --out folder has a corpus.json, and a run of data/augment.py if its --out file exists.
-data/download.py is always run, because data/download.py skips existing files itself.
-
-The output of a run is written to OUT.log, where OUT is the value of --out. (The output of data/download.py is
-written to OUT-download.log.) If a run fails, its error is reported, and the next run is started.
+The output of a run is written to OUT.log, where OUT is the value of --out (for data/download.py:
+OUT-download.log). If a run fails, its error is reported, and the next run is started.
 """
 
 import os
@@ -33,8 +28,8 @@ from minibert.common.options import option
 from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-# For each script, the name of a file in the --out folder that exists only after a run is finished. "" means
-# that --out is this file. None means that the command is always run.
+# For each script, the file in the --out folder that exists only after a run is finished. "" means that --out
+# is this file. None means that the command is always run: data/download.py itself skips existing files.
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
 RESUMED = ("train.py", "finetune.py")  # the scripts with the option --resume
@@ -62,7 +57,7 @@ class Line(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """True if the command is finished. The value is always False for data/download.py."""
+        """True if the command is finished. Always False for data/download.py."""
         return DONE[self.script] is not None and (self.out / DONE[self.script]).exists()
 
     @property
@@ -72,9 +67,7 @@ class Line(NamedTuple):
 
 
 def read_list(path: Path) -> list[Line]:
-    """Reads all commands of a list. Raises `UserError` if a command is wrong or the list is empty, before any
-    command is started.
-    """
+    """Reads all commands of a list. Raises `UserError` if a command is wrong or the list is empty."""
     text = re.sub(r"^\s*#.*\n", "", read_text(path), flags=re.MULTILINE)
     lines = []
     for command in text.replace("\\\n", " ").splitlines():
@@ -102,8 +95,8 @@ def read_list(path: Path) -> list[Line]:
 
 
 def shown_state(line: Line) -> str:
-    """Returns the state of a run as text: done or to do. For a finished run of train.py or finetune.py, the
-    text also has the duration.
+    """Returns "done" or "to do". For a finished run of train.py or finetune.py, the text also has the
+    duration.
     """
     if line.done and line.script in RESUMED:
         return f"done, took {clock(read_run(line.out).seconds)}"
@@ -111,23 +104,22 @@ def shown_state(line: Line) -> str:
 
 
 def last_line(log: Path) -> str:
-    """Returns the last non-empty line of a log. (The first line of a log is the command, so no log is empty.)
-    """
+    """Returns the last non-empty line of a log."""
     return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1].strip()
 
 
 def work(line: Line, stop: list[int]) -> int:
-    """Runs one command to its end and returns its exit code. `stop` is the list of the signals that bench.py
-    received. The first signal is sent on to the command, which then stops.
+    """Runs one command to its end and returns its exit code. `stop` has the signals that bench.py received.
+    The first signal is sent on to the command, which then stops.
     """
-    words = line.words + ["--resume"] * (line.script in RESUMED)  # --resume does nothing if --out has no run
+    words = line.words + ["--resume"] * (line.script in RESUMED)  # --resume does nothing without a run
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(line.log, "a", encoding="utf-8")
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # The command runs in its own session (setsid), so Ctrl-C in the terminal reaches only bench.py, which
-        # sends the signal on. In the same session, the command would get the signal twice.
+        # Without a session of its own, the command would get Ctrl-C twice: from the terminal and from
+        # bench.py.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
         signalled = False
@@ -140,8 +132,7 @@ def work(line: Line, stop: list[int]) -> int:
 
 
 def bench_runs(options: RunsBench) -> dict:
-    """Runs the commands of the list. Returns the results, which bench.py prints as JSON. Raises `UserError`
-    after the last run if a run failed.
+    """Runs the commands of the list, and returns the results. Raises `UserError` at the end if a run failed.
     """
     lines = read_list(Path(options.file))
     states, failed = [], []

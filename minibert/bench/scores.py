@@ -1,8 +1,7 @@
-"""Computes the share of the teacher's score that a student keeps, with a confidence interval, and mean scores
-over tasks.
+"""Computes mean scores over tasks, and the share of the teacher's score that a student keeps.
 
-Papers compute the share with one of two formulas. s_i is the student's score on task i, and t_i is the
-teacher's score on task i. Each score is the median over seeds.
+Papers compute the share with one of two formulas. s_i is the student's score on task i, and t_i the teacher's
+score. Each score is the median over seeds.
 
     ratio of means:  mean_i s_i / mean_i t_i        tasks with large scores have more weight
     mean of ratios:  mean_i (s_i / t_i)             all tasks have the same weight
@@ -12,11 +11,10 @@ The share of 97 % in the DistilBERT paper is a ratio of means.
 
 import numpy as np
 
-DRAWS = 10_000  # the bootstrap draws this number of samples
+DRAWS = 10_000  # number of bootstrap samples
 
 
-# s and t are arrays of the student's and the teacher's scores, with one row for each task; both formulas
-# average over the rows
+# s and t have the student's and the teacher's scores, with one row for each task
 FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
             "mean of ratios": lambda s, t: (s / t).mean(0)}
 
@@ -24,13 +22,11 @@ FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
 def share_kept(formula: str, student: list[list[float]],
                teacher: list[list[float]]) -> tuple[float, float, float] | None:
     """Returns the share of the teacher's score that the student keeps, and the two ends of its 95 % bootstrap
-    interval (the 2.5 % and 97.5 % quantiles). `formula` is a key of `FORMULAS`.
+    interval (the 2.5 % and 97.5 % quantiles). Returns None if a score of the teacher is 0 or less.
 
     `student` and `teacher` have one list for each task, with one score for each seed of fine-tuning. For each
-    bootstrap sample, scores are drawn with replacement from each of these lists. If a task has only one seed,
-    its score is the same in all samples, so the interval is too narrow. The interval does not include the
-    variation between repeated distillations of the student. The result is None if a score of the teacher is
-    not above 0.
+    bootstrap sample, scores are drawn with replacement from each list. With one seed, all samples of a task
+    are equal, so the interval is too narrow.
     """
     rng = np.random.default_rng(0)
     if min(map(min, teacher)) <= 0:
@@ -47,8 +43,7 @@ def mean_score(tasks: list[list[float]]) -> float:
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """Makes `DRAWS` samples of each task's scores (one score for each seed). A sample is drawn with
-    replacement, and has as many scores as the task. Returns the median of each sample, as an array (number of
+    """Makes `DRAWS` bootstrap samples of each task's scores. Returns their medians, as an array (number of
     tasks, DRAWS).
     """
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

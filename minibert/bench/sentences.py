@@ -1,8 +1,8 @@
-"""Compares trained sentence encoders with their teacher. The first model on the command line is the teacher.
+"""Compares trained sentence encoders with their teacher, which is the first model on the command line.
 
 The score on STS-B is the rank correlation between the cosine of two sentence vectors and the similarity that
-people gave to the two sentences. On SQuAD, all paragraphs are ranked by their cosine with a question. The
-scores recall@1 and recall@10 are the shares of questions whose right paragraph is among the first 1 or 10.
+people gave to the sentences. On SQuAD, paragraphs are ranked by their cosine with a question. recall@k is the
+share of questions whose right paragraph is among the first k.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from minibert.tasks.specs import TASKS
 from minibert.tasks.squad import read_squad
 from minibert.training.summary import seconds_in_turns
 
-RANKS = (1, 10)  # for recall@1 and recall@10
+RANKS = (1, 10)
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,16 @@ class SentencesBench:
 # ---------------------------------------------------------------- metrics
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the cosine of each row of `a` with the same row of `b`. `a` and `b` are (n, D) for n vectors of
-    size D, and the result is (n,). The cosine with a zero vector is 0.
+    """Returns the cosine (n,) of each row of `a` with the same row of `b`. `a` and `b` are (n, D), n vectors
+    of size D. The cosine with a zero vector is 0.
     """
     return (unit(a) * unit(b)).sum(-1)
 
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
-    """Returns the share of the queries whose right document is among the `k` documents that have the largest
-    cosine with the query. A wrong document with the same cosine as the right document counts as better.
-    `queries` (n, D) are the vectors of n queries, and `documents` (m, D) are the vectors of m documents.
-    `right` (n,) has the row of each query's right document.
+    """Returns the share of the queries whose right document is among the `k` documents with the largest
+    cosine. A wrong document with the cosine of the right document counts as better. `queries` (n, D) and
+    `documents` (m, D) are vectors of size D. `right` (n,) has the row of each query's right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -83,9 +82,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- data
 
 def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """Reads STS-B. Returns a dict from the names of the splits to three lists: the first texts, the second
-    texts, and the similarity scores (0 to 5). The files of the STS benchmark have the splits dev and test.
-    From GLUE's files, only dev is read.
+    """Reads STS-B. Returns for each split three lists: the first texts, the second texts, and the similarity
+    scores (0 to 5). The STS benchmark has the splits dev and test. From GLUE's files, only dev is read.
     """
     task, parts = TASKS["stsb"], {}
     for part in ("dev", "test"):
@@ -94,7 +92,7 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
             rows = []
             for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
                 columns, where = line.split("\t"), f"{path}, line {number}"
-                if len(columns) < 7:  # genre, file, year, number, score and two sentences must be there
+                if len(columns) < 7:  # genre, file, year, number, score and two sentences
                     raise UserError(f"{where} has {len(columns)} columns; the official file has at least 7")
                 rows.append((columns[5], columns[6], label_of(columns[4], task, where)))
             parts[part] = tuple(map(list, zip(*rows)))
@@ -106,7 +104,7 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
 
 def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
     """Reads SQuAD's dev set. Returns the questions, the paragraphs (each only once), and for each question
-    the number of its paragraph, counted from 0.
+    the index of its paragraph.
     """
     questions = read_squad(Path(folder) / "dev-v1.1.json")
     paragraphs = list(dict.fromkeys(question.context for question in questions))
@@ -132,7 +130,7 @@ def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str
 
 
 def bench_sentences(options: SentencesBench) -> dict:
-    """Runs `bench.py sentences`. Returns the results, which bench.py prints as JSON."""
+    """Runs `bench.py sentences` and returns the results."""
     runtime = start(options.device, options.precision, options.threads, training=False)
     sts = read_sts(options.sts) if options.sts else {}
     retrieval = read_retrieval(options.squad) if options.squad else None
@@ -163,9 +161,7 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """Returns the row of a model in the printed table. `result` has the scores and the speed of the model,
-    and `teacher` has those of the teacher.
-    """
+    """Returns the table row of a model."""
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():
         kept = result["kept"][what]

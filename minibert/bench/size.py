@@ -1,6 +1,6 @@
-"""Counts parameters, bytes on disk and FLOPs of models, and prints them beside published figures. For a
-preset, the encoder and its pooler (if it has one) are counted. For a folder, the model is counted with its
-own head.
+"""Counts parameters, bytes on disk and FLOPs of models, and prints them beside published figures. Of a
+preset, the encoder and its pooler (if it has one) are counted. The model of a folder is counted with its
+head.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from minibert.model.init import on_meta
 
 NOTES = """fp32 MB: the size with 4 bytes for each parameter; the size in fp16 is half of it
 published: the figures of the papers; minibert/bench/size.py names the paper of each figure"""
-PUBLISHED_LENGTH = 128  # the FLOPs in the papers are for one sequence of this number of tokens
+PUBLISHED_LENGTH = 128  # length of the sequence for which the papers give FLOPs
 
 # Published numbers of parameters in millions, and of FLOPs in 10^9 (None: not published).
 PUBLISHED = {
-    # the parameters are from Devlin et al. 2018, and the FLOPs from the TinyBERT paper
+    # parameters: Devlin et al. 2018; FLOPs: TinyBERT paper
     "bert-base": (110, 22.5),
     "bert-large": (340, None),  # Devlin et al. 2018
-    "distilbert": (66, 11.3),  # Sanh et al. 2019, table 3; the FLOPs are from the TinyBERT paper
-    # the figures of the next two lines are from the TinyBERT paper (Jiao et al. 2020)
+    "distilbert": (66, 11.3),  # parameters: Sanh et al. 2019, table 3; FLOPs: TinyBERT paper
+    # the next two lines: TinyBERT paper (Jiao et al. 2020)
     "distilbert-4": (52.2, 7.6), "bert-pkd-4": (52.2, 7.6), "bert-pkd-6": (67.0, 11.3),
     "tinybert-4": (14.5, 1.2), "tinybert-6": (67.0, 11.3), "bert-small": (29.2, 3.4),
-    # The parameters are from the PKD paper (Sun et al. 2019), and the FLOPs from the MobileBERT paper. Both
-    # figures were copied from other sources that quote them.
+    # parameters: PKD paper (Sun et al. 2019); FLOPs: MobileBERT paper; copied from sources that quote these
+    # papers
     "bert-pkd-3": (45.7, 5.7),
-    # figures of the MobileBERT paper (Sun et al. 2020), copied from other sources that quote them
+    # the next two lines: MobileBERT paper (Sun et al. 2020), copied from sources that quote it
     "mobilebert-paper": (25.3, 5.7), "mobilebert-tiny": (15.1, 3.1), "mobilebert-without-opt": (25.3, 5.7),
     "ib-bert-large": (293, None),
 }
@@ -52,15 +52,14 @@ class SizeBench:
 
 
 def count(module: nn.Module | None) -> int:
-    """Returns the number of parameters of a module, or 0 for None. A shared embedding table is counted once.
-    """
+    """Returns the number of parameters of a module, or 0 for None. A shared table is counted once."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def size_of(name: str, length: int) -> dict:
-    """Returns the numbers of parameters and FLOPs of a preset, or of the model in a folder, with the
-    published numbers. The FLOPs are None if the model has fewer than `length` positions. Raises `UserError`
-    if `name` is neither a preset nor a folder.
+    """Returns the numbers of parameters and FLOPs of a preset or of the model in a folder, with the published
+    numbers. The FLOPs are None if the model has fewer than `length` positions. Raises `UserError` if `name`
+    is neither a preset nor a folder.
     """
     if name not in PRESETS and Path(name).is_dir():
         model = minibert.load(name)
@@ -80,7 +79,7 @@ def size_of(name: str, length: int) -> dict:
 
 
 def shown(row: dict) -> dict:
-    """Returns the cells of one row of the printed table, as text. `row` is a result of `size_of`."""
+    """Returns the table row of a result of `size_of`, as text."""
     def number(value: float | None, unit: float, form: str) -> str:
         return "-" if value is None else format(value / unit, form)
 
@@ -95,7 +94,7 @@ def shown(row: dict) -> dict:
 
 
 def bench_size(options: SizeBench) -> dict:
-    """Runs `bench.py size`. Returns the results, which bench.py prints as JSON."""
+    """Runs `bench.py size` and returns the results."""
     rows = [size_of(name, options.length) for name in options.models or PRESETS]
     print(table([shown(row) for row in rows],
                 f"Sizes of models, and the forward pass of one sequence of {options.length} tokens"))

@@ -1,8 +1,6 @@
 """Measures the time of a training step of train.py, for one or several methods. If the only method is
-`distilbert`, the same step in the library `transformers` is also measured.
-
-The methods (and transformers) are measured alternately, with the same sequences. The number of tokens per
-second does not include padding.
+`distilbert`, the same step in `transformers` is also measured. The methods (and transformers) run
+alternately, with the same sequences. The number of tokens per second does not include padding.
 """
 
 import dataclasses
@@ -32,7 +30,7 @@ from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"  # names of rows in the table
-# mobilebert is left out, because it does not support the default models BERT and DistilBERT
+# mobilebert does not support the default models BERT and DistilBERT
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -63,7 +61,7 @@ class TrainBench(MachineOptions):
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Returns random sequences, as one tuple (ids, lengths, selected) for each step. `selected` is True for
-    the masked tokens, about 15 % of all tokens. Calls with the same arguments return the same sequences.
+    the masked tokens, about 15 %. Every call returns the same sequences.
     """
     rng = np.random.default_rng(0)
     steps = []
@@ -75,14 +73,13 @@ def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndar
 
 
 def shapes(options: TrainBench) -> tuple[Config, Config]:
-    """Returns the configurations of teacher and student, with the dropout of the options."""
+    """Returns the configurations of teacher and student."""
     return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
                  for name in (options.teacher, options.student))
 
 
 def distillation_turn(method: str, options: TrainBench, runtime):
-    """Returns a function that runs the steps of one measurement, with the functions that train.py uses. The
-    learning rate is constant. The batches are made before the first measurement.
+    """Returns a function that runs the steps of one measurement with minibert, with a constant learning rate.
     """
     timed = METHODS[method]
     weights, build = timed.weights(), MaskedLM if timed.head == "mlm" else build_encoder
@@ -109,8 +106,7 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 
 def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
     """Returns a function that runs the steps of one measurement with transformers. The sequences of all steps
-    are sorted by length and then divided into batches, so that the batches need little padding. If `compiled`
-    is true, the models are compiled once, for sequences of any length.
+    are sorted by length and then divided into batches, so that the batches need little padding.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -136,7 +132,7 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """Runs all measurements for the row `kind` of the table, in a process of their own."""
+    """Runs all measurements for the row `kind` of the table."""
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)
@@ -146,14 +142,14 @@ def train_worker(kind: str, options: TrainBench, pipe) -> None:
 
 
 def bench_train(options: TrainBench) -> dict:
-    """Runs `bench.py train`. Returns the results, which bench.py prints as JSON."""
+    """Runs `bench.py train` and returns the results."""
     peer = options.peer and options.methods == ("distilbert",)
     method_of = {method: method for method in options.methods}
     if len(method_of) == 1:
         method_of = {"minibert": options.methods[0]}
     peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
     kinds = [*method_of, *peers]
-    teacher, student = shapes(options)  # wrong presets are reported here, before a long warm-up
+    teacher, student = shapes(options)  # reports wrong presets before a long warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:

@@ -1,9 +1,7 @@
-"""Runs training steps with the library `transformers`. bench.py compares their speed with the speed of
-minibert's steps.
+"""Runs training steps with `transformers`, whose speed bench.py compares with the speed of minibert's steps.
 
-The steps use SDPA attention. A batch is padded to its longest sequence. Precision, dropout and optimiser are
-the same as in minibert's steps. The distillation losses are those of the original DistilBERT code, with the
-logits of all tokens except padding.
+A batch is padded to its longest sequence. Precision, dropout and optimiser are those of minibert's steps. The
+distillation losses are those of the original DistilBERT code, over all tokens except padding.
 """
 
 import importlib.util
@@ -28,8 +26,7 @@ def check_installed() -> None:
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """Makes a model of `transformers` with the shape of `config`, random weights and SDPA attention. `kind`
-    is the name of a class in transformers (default: a masked language model). Raises `UserError` if
-    `transformers` does not support the shape.
+    is the name of a class. Raises `UserError` if `transformers` does not support the shape.
     """
     import transformers
     raw = describe(config, "mlm", "float32")  # the content of a config.json for an MLM
@@ -38,8 +35,7 @@ def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
 
 
 def pad_sequences(sequences: list[torch.Tensor], value: int) -> torch.Tensor:
-    """Returns S sequences as one tensor (S, T). Sequences are padded with `value` to the largest length T.
-    """
+    """Returns S sequences as one tensor (S, T), padded with `value` to the largest length T."""
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
@@ -50,7 +46,7 @@ def at_rate(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimize
 
 
 def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
-    """Runs the backward pass, clips the gradient and updates the weights. Returns the loss as a float."""
+    """Runs the backward pass, clips the gradient and updates the weights. Returns the loss."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
@@ -60,8 +56,8 @@ def clip_and_update(model, loss: torch.Tensor, optimizer, clip: float) -> float:
 def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list[torch.Tensor],
                       weights: DistilBERTWeights, optimizer, runtime: Runtime, clip: float) -> float:
     """Runs one distillation step on a padded batch and returns the loss. `inputs` and `labels` have one
-    tensor for each of the S sequences. In the comments, T is the largest length, N the number of tokens
-    without padding, V the size of the vocabulary and D the hidden size.
+    tensor for each of S sequences. In the comments, T is the largest length, N the number of tokens without
+    padding, V the size of the vocabulary and D the hidden size.
     """
     ids, labels = (pad_sequences(rows, value).to(runtime.device)  # two tensors (S, T)
                    for rows, value in ((inputs, 0), (labels, IGNORE)))
@@ -85,8 +81,8 @@ def transformers_step(student, teacher, inputs: list[torch.Tensor], labels: list
 
 def transformers_classifier_step(model, ids: list[torch.Tensor], segments: list[torch.Tensor],
                                  labels: torch.Tensor, optimizer, runtime: Runtime, clip: float) -> float:
-    """Runs one fine-tuning step of a sequence classifier on a padded batch, and returns the loss. `ids` and
-    `segments` have one tensor for each sequence.
+    """Runs one fine-tuning step of a classifier on a padded batch, and returns the loss. `ids` and `segments`
+    have one tensor for each sequence.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids])
     inputs = {"input_ids": pad_sequences(ids, 0),

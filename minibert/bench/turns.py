@@ -1,5 +1,5 @@
-"""Measures the times of several programs alternately, for example minibert and transformers. A turn is one
-measurement of one program. Each program runs in its own process, so that its peak memory can be measured.
+"""Measures the times of several programs alternately. A turn is one measurement of one program. Each program
+runs in its own process, so that its peak memory can be measured.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from minibert.common.errors import UserError
 
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
-    """Runs the main loop of a measured process: calls `turn` once for each request of the parent process, and
-    sends the result to the parent. If the result is None, the seconds of the call are sent instead. At the
-    end, the peak memory of the process in bytes is sent (on a GPU, the peak of torch's GPU memory).
+    """Runs the main loop of a measured process. For each request of the parent process, calls `turn` and
+    sends its result to the parent, or the seconds of the call if the result is None. At the end, sends the
+    peak memory in bytes (on a GPU, the peak of torch's GPU memory).
     """
-    # This process ignores Ctrl-C, because the parent process receives it and then ends this process.
+    # The parent process gets Ctrl-C and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
@@ -38,7 +38,7 @@ def serve(turn: Callable, pipe, device: torch.device) -> None:
 
 def peak_memory() -> int:
     """Returns the peak memory of this process in bytes."""
-    try:  # on Linux, VmHWM is read, because ru_maxrss starts with the peak of the parent process
+    try:  # on Linux, ru_maxrss starts with the peak of the parent process, so VmHWM is read
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
     except (OSError, TypeError):
@@ -46,34 +46,32 @@ def peak_memory() -> int:
 
 
 def run(worker: Callable, *given) -> None:
-    """Calls `worker(*given)` in a measured process. The last value of `given` is the pipe to the parent
-    process. If the worker raises a `UserError`, the error is sent to the parent process, which raises it
-    again.
+    """Calls `worker(*given)` in a measured process. If the worker raises a `UserError`, sends the error
+    through the pipe, which is the last value of `given`.
     """
     try:
         worker(*given)
     except UserError as error:
-        with contextlib.suppress(BrokenPipeError):  # raised if the parent process has ended
+        with contextlib.suppress(BrokenPipeError):
             given[-1].send(error)
 
 
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[Callable]:
-    """Starts a new process that calls `worker(*given, pipe)`. The worker must call `serve`. Yields a function
-    `ask`. `ask()` runs one measurement and returns its result, usually the seconds. `ask(False)` stops the
-    worker and returns its peak memory in bytes. If the worker raises a `UserError`, `ask` raises it in the
-    parent process.
+    """Starts a process that calls `worker(*given, pipe)`. The worker must call `serve`. Yields a function
+    `ask`: `ask()` runs one measurement and returns its result, and `ask(False)` stops the worker and returns
+    its peak memory in bytes. If the worker raises a `UserError`, `ask` raises it.
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
-    # `daemon` is not set, because some workers start child processes, which a daemon process cannot do
+    # some workers start child processes, which a daemon process cannot do
     process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
     worker_end.close()
 
     def ask(turn: bool = True):
         try:
-            # if the worker has already ended, `send` fails, but its last message can still be read
+            # `send` fails if the worker has ended, but its last message can still be read
             with contextlib.suppress(ConnectionError):
                 pipe.send(turn)
             answer = pipe.recv()
@@ -94,9 +92,8 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
 def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts a process with `worker(kind, options, pipe)` for each of `kinds`. In each round, every process
-    runs one measurement. The first round is a warm-up, and `turns` rounds follow. Returns two dicts with the
-    kinds as keys: the results of the measurements after the warm-up (usually seconds), and the peak memory in
-    bytes.
+    runs one measurement. A warm-up round comes first, then `turns` rounds. Returns two dicts with the kinds
+    as keys: the results without the warm-up (usually seconds), and the peak memory in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -113,15 +110,14 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns the rates `count` / seconds of several measurements: the median rate, and [lowest, highest]."""
+    """Returns the median of the rates `count` / seconds, and the pair [lowest, highest] of these rates."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Returns the speed and the peak memory of each program, once for the JSON output and once as rows of the
-    printed table. A program processes `amount` units in each measurement. `unit` is the name of a unit, for
-    example "examples". `form` is the format of a speed in the table.
+    """Returns the speed and the peak memory of each program, once for the JSON output and once as table rows.
+    A program processes `amount` units in each measurement. `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():
@@ -134,17 +130,13 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
 
 
 def ratios(peer: list[float], own: list[float]) -> list[float]:
-    """Returns the ratios `peer` / `own` of two lists of times, sorted. A ratio of 2.0 means that `own` is
-    half of `peer`.
-    """
+    """Returns the sorted ratios `peer` / `own` of two lists of times."""
     return sorted(a / b for a, b in zip(peer, own))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns two ratios: minibert's speed divided by the speed of `peer` (the median over the
-    measurements), and minibert's memory divided by the memory of `peer`.
-    """
+    """Prints and returns minibert's speed (median) and memory, each divided by the value of `peer`."""
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]
     print(f"minibert is {speed:.2f} times as fast as {peer} "

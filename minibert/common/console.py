@@ -1,4 +1,4 @@
-"""Prints lines, tables, times and progress, without importing torch, which takes seconds."""
+"""Prints lines, tables, times and progress, without importing torch."""
 
 import os
 import sys
@@ -6,25 +6,25 @@ import time
 
 
 def say(*words, sep: str = " ") -> None:
-    """Prints `words` to stdout, separated by `sep`, if this process is the first rank."""
+    """Prints `words` if this process is the first rank."""
     if first_rank():
         print(*words, sep=sep, flush=True)
 
 
 def first_rank() -> bool:
-    """Returns True if this process is the first rank, or the only process of a run."""
+    """Returns True in the first rank, and in a run without ranks."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def clock(seconds: float) -> str:
-    """Returns a number of seconds as text in the form h:mm:ss."""
+    """Returns seconds as text in the form h:mm:ss."""
     seconds = int(seconds + 0.5)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """Returns a table as text. Each dict in `rows` is one line. All dicts have the same keys, the headings of
-    the columns. `title` is a line above the table.
+    """Returns a table as text, with one line for each dict in `rows`. All dicts have the same keys, which are
+    the headings of the columns.
     """
     heads = list(rows[0])
     cells = [heads] + [[str(row[head]) for head in heads] for row in rows]
@@ -38,24 +38,24 @@ def table(rows: list[dict], title: str = "") -> str:
 
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. Only the first
-    rank prints it. On a terminal the line is replaced at most twice a second, and removed at the end of the
-    work. Otherwise a new line is printed at most every ten seconds. With `stays=True` the first and the last
-    line are always printed, and the last line is not removed.
+    rank prints the line. On a terminal the line is replaced at most twice a second, and removed at the end of
+    the work. Otherwise a new line is printed at most every ten seconds. With `stays=True` the first and the
+    last line are always printed, and the last line is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`what` is the name of the work. `total` is the amount of all work, and `done` is the amount that an
-        earlier run finished, both in `unit`s.
+        """`what` is the name of the work. `total` is the amount of all work, and `done` the amount that an
+        earlier run finished, in `unit`s.
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
-        self.shown = float("-inf") if stays else self.begun  # the time at which the line was last shown
-        self.in_place = False  # whether the cursor is at the end of the progress line
+        self.shown = float("-inf") if stays else self.begun  # time of the last line
+        self.in_place = False  # whether the cursor is on the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. If enough time has passed since the last line, shows a new line
-        with `detail` at its end. The line of the finished work is shown only with `stays`.
+        """Adds `amount` to the work done. If enough time has passed, shows a new line with `detail` at its
+        end.
         """
         self.done += amount
         finished = self.done >= self.total
@@ -69,7 +69,7 @@ class Progress:
             self.close()
 
     def text(self, now: float) -> str:
-        """Returns the text of the progress line at the time `now`."""
+        """Returns the progress line at the time `now`."""
         rate = (self.done - self.before) / max(now - self.begun, 1e-3)
         left = clock(max(self.total - self.done, 0) / rate) if rate > 0 else "?"
         return (f"{self.what}  {short(self.done)} of {short(self.total)} {self.unit}  "
@@ -89,8 +89,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """Returns a number as text. Whole numbers and numbers of 100 or more have no decimals. Other numbers
-    above 1 have one decimal, and numbers below 1 have two significant digits.
+    """Returns a number as text. Whole numbers and numbers of 100 or more have no decimals. Numbers above 1
+    have one decimal, and numbers below 1 have two significant digits.
     """
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"

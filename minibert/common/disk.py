@@ -1,5 +1,4 @@
-"""Reads small files, writes files completely or not at all, and reports errors of the disk in one sentence.
-"""
+"""Reads small files, writes files completely or not at all, and reports errors of the disk."""
 
 import contextlib
 import errno
@@ -31,7 +30,7 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
 
 
 def fsync(path: Path) -> None:
-    """Waits until the content of a file, or the list of the names in a folder, is on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     # Windows can flush only files that are open for writing, and it cannot open folders.
     if path.is_dir() and WINDOWS:
         return
@@ -44,7 +43,7 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name, flushes it to the disk and renames it to `path`. After a crash,
-    the file `path` either has the whole new text or is unchanged.
+    `path` has either the whole new text or its old content.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -55,13 +54,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes an object as indented JSON with `write_text`."""
+    """Writes an object as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path of `folder` with all links resolved. Raises `UserError` if the path exists and is not
-    an empty folder, or if it is a mount point, because the caller renames another folder to the path.
+    """Returns the path of `folder` with all links resolved, to which a finished folder can be renamed. Raises
+    `UserError` if the path is a mount point, or if it exists and is not an empty folder.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -74,8 +73,8 @@ def place_for(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
-    """Makes `folder` and a temporary folder inside it. Yields the path of the temporary folder, which is
-    removed at the end of the `with` block.
+    """Makes a temporary folder inside `folder` and yields its path. The temporary folder is removed at the
+    end of the `with` block.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".saving-*"):  # left by killed processes
@@ -89,7 +88,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     """Returns the text of a small UTF-8 file, with '\\n' for every line end. Raises `UserError` if the file
-    cannot be read or is not UTF-8, and for a device or a pipe, whose reading may never end.
+    cannot be read, is not UTF-8, or is a device or a pipe, because reading a pipe may never end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -104,8 +103,7 @@ def read_text(path: Path) -> str:
 
 
 def check_is_the_file(path: Path, start: bytes) -> None:
-    """Raises `UserError` if `start`, the first bytes of a downloaded file, is the start of a git-LFS pointer
-    or a web page.
+    """Raises `UserError` if the first bytes of a file, `start`, are those of a git-LFS pointer or a web page.
     """
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs "

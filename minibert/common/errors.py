@@ -1,20 +1,18 @@
-"""`UserError` is the exception for errors that a user can correct. `run_script` prints its message and ends
-the process.
-"""
+"""`UserError` is the exception for errors that a user can correct. `run_script` prints its message."""
 
 import os
 import sys
 
 
 class UserError(Exception):
-    """An error that the user can correct. Its message is one sentence that names the wrong file, line,
-    option, tensor or other input.
+    """An error that the user can correct. Its message is one sentence that names the wrong file, option or
+    other input.
     """
 
 
 def sentence(error: UserError | str) -> str:
-    """Returns the message of an error on one line, with at most 2,000 characters. Characters that are not
-    printable are escaped, because a message may quote a file.
+    """Returns the message of an error on one line of at most 2,000 characters. Characters that are not
+    printable are escaped.
     """
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2001])
@@ -23,11 +21,11 @@ def sentence(error: UserError | str) -> str:
 
 def run_script(main) -> None:
     """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
-    code 2. Ctrl-C ends the process with exit code 130. If the program that reads the output has ended, the
-    exit code is 1. A character that the terminal's encoding does not have is printed as a code like \\xe9.
+    code 2. Ctrl-C gives exit code 130. If the program that reads the output has ended, the exit code is 1. A
+    character that the terminal's encoding does not have is printed as a code like \\xe9.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a stream that a caller replaced may have no `reconfigure`
+        if hasattr(stream, "reconfigure"):  # a replaced stream may have no `reconfigure`
             stream.reconfigure(errors="backslashreplace")
     try:
         main()

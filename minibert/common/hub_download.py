@@ -1,5 +1,5 @@
 """Finds the folder of a model, and downloads it from the Hugging Face hub if necessary. This module does not
-import torch, because a process that only tokenises does not need torch.
+import torch, so that a process that only tokenises starts fast.
 """
 
 import re
@@ -17,10 +17,10 @@ DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
-    """Returns the path of a model's folder. `name` is the path of a folder, or the name of a model on the
-    hub, which is downloaded into the Hugging Face cache. `weights=False` downloads only the files of the
-    configuration and the tokenizer. Raises `UserError` if there is no folder or model named `name`, if the
-    download fails, or if `name` is the folder of a run (its model is in the subfolder model/).
+    """Returns the path of a model's folder. `name` is this path, or the name of a model on the hub, which is
+    downloaded into the Hugging Face cache. `weights=False` downloads only the configuration and the
+    tokenizer. Raises `UserError` if there is no folder or model named `name`, if the download fails, or if
+    `name` is the folder of a run (its model is in the subfolder model/).
     """
     if Path(name).is_dir():
         if (Path(name) / "summary.json").exists() and (Path(name) / "model" / "config.json").exists():
@@ -50,7 +50,7 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
 
 def what_it_holds(folder: Path, most: int = 10) -> str:
-    """Returns the end of an error message: the names of at most `most` files and folders in `folder`."""
+    """Returns the end of an error message: at most `most` names of files and folders in `folder`."""
     names = sorted(path.name for path in folder.glob("*"))
     shown = ", ".join(names[:most]) or "no file"
     return f"; it holds {shown} and others" if len(names) > most else f"; it holds {shown}"

@@ -1,7 +1,7 @@
 """Makes command-line options from the fields of a frozen dataclass.
 
-An option can depend on another option. For example, `--imitate` has an effect only with `--method tinybert`.
-With any other method, `--help` does not show `--imitate`, and the use of `--imitate` is an error.
+An option can depend on another option: `--imitate` has an effect only with `--method tinybert`. With any
+other method, `--help` does not show `--imitate`, and the use of `--imitate` is an error.
 """
 
 import argparse
@@ -17,10 +17,9 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` is the word that stands for the value in the help. `group` is the heading of a group of options
-    in the help. The group ends before the next field that has a `group`. With {"method": ("tinybert",)} as
-    `only_with`, the option has an effect only if --method is tinybert. If `only_with` has several names, all
-    conditions must hold.
+    `metavar` stands for the value in the help. `group` is the heading in the help of this option and of the
+    options that follow, up to the next `group`. With {"method": ("tinybert",)} as `only_with`, the option has
+    an effect only if --method is tinybert. If `only_with` has several names, all conditions must hold.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -53,10 +52,9 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     """Reads the command line and returns an instance of the dataclass `cls`.
 
     A `bool` field x becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes one or more values. An option
-    is required if its default is None, unless the type of the field is `T | None`. The help shows inherited
-    fields last. `defaults` has the defaults that the help shows for options whose default depends on another
-    option. For example, {"method": {"tinybert": {"lr": 1e-4}}} means that the default of --lr is 1e-4 with
-    --method tinybert. An unknown option or a value of a wrong type ends the process with exit code 2. Raises
+    is required if its default is None, unless the type of the field is `T | None`. `defaults` has the
+    defaults that the help shows for options whose default depends on another option. For example, {"method":
+    {"tinybert": {"lr": 1e-4}}} means that the default of --lr is 1e-4 with --method tinybert. Raises
     `UserError` if a given option has no effect together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
@@ -82,8 +80,7 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """Returns the options of `cls` that have no effect with the option values `given`, each with the reason.
-    """
+    """Returns the options of `cls` that have no effect with the option values `given`, with the reasons."""
     reasons = {}
     for field in dataclasses.fields(cls):
         for name, values in field.metadata["only_with"].items():
@@ -170,7 +167,7 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """Returns the integers in `text`, the value of an option, for example [0, 2, 5] for 0,2,5."""
+    """Returns the integers in the option value `text`, for example [0, 2, 5] for 0,2,5."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:

@@ -16,8 +16,7 @@ def features() -> frozenset[str]:
 
 
 def multiplies_bf16() -> bool:
-    """Returns True if the CPU multiplies bf16 in hardware. Emulated bf16 is several times slower than fp32.
-    """
+    """Returns True if the CPU multiplies bf16 in hardware."""
     return bool(features() & {"avx512_bf16", "amx_bf16", "sve_bf16", "bf16"})
 
 

@@ -1,6 +1,6 @@
-"""Computes random numbers without a generator. Each random number is a hash of integers: the seed, the step,
-the position and so on. So a resumed run has the random numbers of a run without a stop, with any number of
-ranks. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+"""Computes each random number as a hash of integers: the seed, the step, the position and so on. So a resumed
+run has the random numbers of a run without a stop, with any number of ranks. The hash is the finaliser of
+SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 import numpy as np
@@ -31,15 +31,14 @@ def uniform(*words) -> np.ndarray:
 
 
 def seed_of(*words) -> int:
-    """Returns a seed for torch: an integer from 0 to 2^63 - 1, computed from the hash `mix(*words)`."""
+    """Returns a seed for torch, from 0 to 2^63 - 1, computed from the hash `mix(*words)`."""
     return int(mix(*words)[0] >> np.uint64(1))
 
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
-    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1, which `key` chooses. The result is
-    int64. The permutation is a balanced Feistel network on the smallest even number of bits that can hold n -
-    1. If a result is n or more, the network is applied to the result again ("cycle walking", Black and
-    Rogaway 2002).
+    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1, which `key` chooses. The permutation
+    is a balanced Feistel network on the smallest even number of bits that can hold n - 1. If a result is n or
+    more, the network is applied to the result again ("cycle walking", Black and Rogaway 2002).
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

@@ -1,5 +1,5 @@
 """Sets up the device, the precision, the ranks and the CPU threads of a run. With torchrun every rank is one
-process. Without torchrun a run has one rank.
+process.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device, the number of this rank, the number of ranks, and the precision of matrix products."""
+    """The device, the precision of matrix products, the number of this rank, and the number of ranks."""
 
     device: torch.device
     precision: str  # "fp32", "bf16" or "fp16"
@@ -53,7 +53,7 @@ class Runtime:
                 dist.barrier()
 
     def leave(self) -> None:
-        """Destroys the process group, the connection between the ranks."""
+        """Ends the connection between the ranks."""
         if self.ranks > 1:
             dist.destroy_process_group()
 
@@ -83,15 +83,12 @@ def _another_rank_may_end():
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
     """Chooses the device, the precision and the number of CPU threads, and connects the ranks of torchrun.
-    Raises `UserError` if the device cannot be used, or for fp16 on a CPU.
-
-    The device "auto" is a GPU if the machine has one. The precision "auto" is bf16 on hardware that
-    multiplies bf16, fp16 on other GPUs, and fp32 on other CPUs. With `training`, oneDNN stores fewer kernels,
-    which saves memory, and glibc keeps freed memory, which saves time.
+    `MachineOptions` explains the values "auto". With `training`, oneDNN stores fewer kernels, and glibc keeps
+    freed memory. Raises `UserError` if the device cannot be used, or for fp16 on a CPU.
     """
     if training:
-        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. They fragment the heap: in
-        # an hour, the memory of a run grew by half. One pass through a layer uses fewer than 16 kernels.
+        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. These kernels fragment the
+        # heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
     # This call fixes MKL's number of threads, even without --threads. Otherwise MKL takes fewer threads on a
@@ -115,16 +112,14 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     if precision == "fp16" and chosen.type != "cuda":
         raise UserError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     if ranks > 1 and not dist.is_initialized():
-        # The time limit is long, because the other ranks wait while the first rank evaluates and saves. If a
-        # rank dies, torchrun stops the other ranks.
+        # the time limit is long, because the other ranks wait while the first rank evaluates and saves
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Runtime(chosen, precision, rank, ranks)
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from returning freed memory to the system. By default glibc returns large blocks, and later
-    requests memory again page by page. In DistilBERT in bf16, this took a fifth of the time of a training
-    step.
+    """Stops glibc from returning freed memory to the system. By default glibc returns large blocks and
+    requests them again page by page, which took a fifth of the training time of DistilBERT in bf16.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -141,8 +136,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def describe(runtime: Runtime) -> dict:
-    """Returns the description of the machine and of the software versions that a run stores with its options.
-    """
+    """Returns a description of the machine and of the software versions."""
     import platform
 
     import numpy

@@ -1,8 +1,6 @@
-"""Reads a prepared corpus (a folder of token ids, written by corpus_writer.py) and cuts its documents into
-sequences. The token ids stay on the disk and are read through memory maps.
-
-A *sequence* has consecutive tokens of one document. With [CLS] and [SEP], which loader.py adds, a sequence
-has at most `max_length` tokens. For each sequence, only its start and its length (12 bytes) are in memory.
+"""Reads a prepared corpus (see corpus_writer.py) through memory maps, and cuts its documents into sequences.
+A *sequence* has consecutive tokens of one document. For each sequence, only its start and its length are in
+memory (12 bytes).
 """
 
 import hashlib
@@ -17,7 +15,7 @@ from minibert.common.errors import UserError
 from minibert.data.corpus_writer import FORMAT, MIN_LENGTH, SPECIALS, file_types
 from minibert.data.tokenizer import Tokenizer
 
-WINDOW_LINES = 1 << 14  # the corpus is read in parts ("windows") of about this number of lines
+WINDOW_LINES = 1 << 14  # the corpus is read in windows of about this number of lines
 
 
 class NoSequences(UserError):
@@ -25,14 +23,13 @@ class NoSequences(UserError):
 
 
 class Corpus:
-    """The sequences of a prepared folder. `open_corpus` makes objects of this class.
+    """The sequences of a prepared folder, made by `open_corpus`.
 
-    `counts` says for each token id how often it occurs in the opened parts (uint64). `tokens_of_parts` has
-    one array of token ids for each opened part ("train", "held-out"). `first` has the index of the first
-    sequence of each part. `starts` has, for each sequence, the index of its first token in the array of its
-    part. `checksum` is the CRC-32 of all token ids in the order of the text. `n_tokens` is the number of
-    tokens of all sequences, with [CLS] and [SEP]. `left_out` is a message about sequences that are left out,
-    or "".
+    `counts` says for each token id how often it occurs in the opened parts ("train", "held-out").
+    `tokens_of_parts` has the token ids of each part, and `first` the index of the first sequence of each
+    part. `starts` has, for each sequence, the index of its first token in the token ids of its part.
+    `checksum` is the CRC-32 of all token ids. `n_tokens` is the number of tokens of all sequences, with [CLS]
+    and [SEP]. `left_out` is a message about sequences that are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -46,16 +43,12 @@ class Corpus:
         return len(self.starts)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the number of tokens, without [CLS] and [SEP], of each sequence whose index is in
-        `indices`. The result is int64 with the shape of `indices`.
-        """
+        """Returns the number of tokens, without [CLS] and [SEP], of each sequence in `indices`, as int64."""
         return self.sequence_lengths[indices].astype(np.int64)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the token counts, the token ids and the lengths of the sequences. Corpora with different
-        sequences, or with the sequences in different orders, have different hashes.
-        """
+        """A hash of the token counts, and of the token ids and lengths of the sequences in their order."""
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
 
@@ -71,13 +64,12 @@ class Corpus:
 def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = False,
                 parts: tuple[str, ...] = ("train",), tokenizer: Tokenizer | None = None,
                 min_length: int = MIN_LENGTH) -> Corpus:
-    """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens, [CLS] and [SEP]
-    included.
+    """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens.
 
     Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
-    line is a sequence of its own. A line that is too long for one sequence is divided into several pieces. A
-    sequence is left out if it has fewer than `min_length` tokens, or if at least half of its tokens are
-    [UNK], as in DistilBERT's code. Both counts include [CLS] and [SEP].
+    line is a sequence of its own. A line that is too long is divided. A sequence is left out if it has fewer
+    than `min_length` tokens, or if at least half of its tokens are [UNK], as in DistilBERT's code. All these
+    numbers include [CLS] and [SEP].
 
     Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
     tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
@@ -90,11 +82,10 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    # The starts and lengths of the sequences that are used. The list begins with empty arrays, because
-    # np.concatenate needs at least one array.
+    # starts and lengths of the used sequences; np.concatenate needs at least one array
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
     found = short = unknown = 0  # numbers of sequences: all, too short, and long enough but half [UNK]
-    checksum = 0  # the CRC-32 of all token ids
+    checksum = 0
     for part in parts:
         if part not in description["parts"]:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(description['parts'])}")
@@ -127,8 +118,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
 
 
 def read_description(folder: Path) -> dict:
-    """Reads corpus.json. Raises `UserError` if the file is missing, or if its field "format" is not `FORMAT`.
-    """
+    """Reads corpus.json. Raises `UserError` if it is missing, or if its field "format" is not `FORMAT`."""
     path = folder / "corpus.json"
     if not path.exists():
         raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
@@ -148,7 +138,7 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
     if size != expected:
         raise UserError(f"{path} has {size} bytes instead of {expected}; prepare the corpus again")
-    # an empty file cannot be mapped into memory, so an ordinary empty array is returned
+    # an empty file cannot be mapped into memory
     with disk_errors(path, "read"):
         return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
 
@@ -156,11 +146,11 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields two int64 arrays for each window (consecutive documents with about `WINDOW_LINES` lines): the
-    index of each sequence's first token in the array of the part, and the length of each sequence. Every
-    token is in a sequence. `lines` has the number of tokens of each line, and `documents` the number of lines
-    of each document. `room` is the largest number of tokens in a sequence, without [CLS] and [SEP].
+    index of each sequence's first token in the part, and the length of each sequence. `lines` has the number
+    of tokens of each line, and `documents` the number of lines of each document. `room` is the largest number
+    of tokens in a sequence, without [CLS] and [SEP].
     """
-    # for each document, the number of lines from the start of the part to the end of this document
+    # for each document, the number of lines of the part up to its end
     ends = np.cumsum(documents, dtype=np.int64)
     document = line = token = 0
     while document < len(ends):
@@ -176,7 +166,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts lines with the given lengths into pieces of at most `room` tokens. Returns the lengths of the
-    pieces, and for each line the total number of pieces up to the end of the line.
+    pieces, and for each line the total number of pieces up to its end.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)
@@ -185,9 +175,9 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
-    """Joins consecutive pieces of a document into sequences of at most `room` tokens, each with as many
-    pieces as fit. Returns the lengths of the sequences. `document_ends` has for each document the total
-    number of pieces up to the end of the document.
+    """Joins consecutive pieces of a document into sequences, each with as many pieces as fit into `room`
+    tokens. Returns the lengths of the sequences. `document_ends` has for each document the total number of
+    pieces up to its end.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

@@ -1,5 +1,4 @@
-"""Writes a prepared corpus: a folder with the tokens of a text. The folder is written under a temporary name
-and is renamed when it is complete.
+"""Writes a prepared corpus: a folder with the tokens of a text.
 
     corpus.json        a description: format number, sha256 of the tokenizer, vocab_size, unk_id, dtype of the
                        token ids, sources, and the sizes of each part
@@ -29,20 +28,19 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 2
 PARTS = ("train", "held-out")
-MIN_LENGTH = 12  # a sequence with fewer tokens, [CLS] and [SEP] included, is not used for training
-SPECIALS = 2  # the number of special tokens in a sequence: [CLS] and [SEP]
+MIN_LENGTH = 12  # shorter sequences are not used for training; [CLS] and [SEP] are counted
+SPECIALS = 2  # [CLS] and [SEP]
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Makes a temporary folder beside `out` and yields its path. At the end of the `with` block, the
-    temporary folder is renamed to `out`. If the block raises an exception, the temporary folder is removed.
-    Raises `UserError` if `out` exists and is not an empty folder, if `out` cannot be replaced, or if a file
-    cannot be written.
+    """Makes a temporary folder beside `out` and yields its path. At the end of the `with` block, the folder
+    is renamed to `out`. If the `with` block raises an exception, the folder is removed. Raises `UserError` if
+    `out` exists and is not an empty folder, or if a file cannot be written.
     """
     out = place_for(Path(out))
-    # The name of the temporary folder is chosen before `try`, so that the folder is removed even if Ctrl-C is
-    # pressed directly after `mkdir`.
+    # The name is chosen before `try`, so that the folder is removed even if Ctrl-C is pressed directly after
+    # `mkdir`.
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(out):
@@ -60,8 +58,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """Returns the number types of the .tokens, .lines and .documents files, as a dict from the endings of the
-    file names to the types. Token ids are uint16 if all ids fit into 16 bits, and otherwise uint32.
+    """Returns the number types of the .tokens, .lines and .documents files. Token ids are uint16 if all ids
+    fit into 16 bits, otherwise uint32.
     """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 
@@ -74,8 +72,8 @@ class CorpusWriter:
         self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
                       for part in PARTS for suffix in self.types}
         self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
-        # for each part, the numbers of tokens, lines and documents; "short" counts the documents that are too
-        # short for training
+        # for each part, the numbers of tokens, lines, documents, and documents that are too short for
+        # training
         self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
         tokenizer.save(folder / "tokenizer")
 
@@ -93,8 +91,8 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Completes the corpus: writes the .counts files, and corpus.json with the entries of `notes`.
-        Returns the content of corpus.json. Raises `UserError` if there is no text for training.
+        """Writes the .counts files, and corpus.json with the entries of `notes`. Returns the content of
+        corpus.json. Raises `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()

@@ -19,61 +19,55 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The tokenised sequences of a data set and their labels: n sequences with N tokens in all. The tokens of
-    all sequences are stored one after the other in one array.
+    """The tokenised sequences of a data set and their labels: n sequences with N tokens in all, one sequence
+    after the other.
     """
 
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # For classification, `labels` has one int64 class for each sequence. For regression, it has one float32
-    # score for each sequence. An example without a label has the class -1 or the score NaN. For SQuAD,
-    # `labels` (n, 2) has the positions of the first and the last token of each answer in its sequence, int64.
+    # For classification, `labels` (n,) has an int64 class for each sequence, and for regression a float32
+    # score. Without a label, the class is -1 or the score NaN. For SQuAD, `labels` (n, 2) has the positions
+    # of the first and the last token of each answer in its sequence, int64.
     labels: np.ndarray
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """The index of the first token of each sequence, (n,), computed once for all micro-batches."""
+        """The index of the first token of each sequence, (n,)."""
         return np.cumsum(self.lengths) - self.lengths
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all arrays. Two `Examples` have the same hash if they have the same tokens, segments and
-        labels in the same order.
-        """
+        """A hash of all arrays."""
         digest = hashlib.sha256()
         for array in (self.ids, self.segments, self.lengths, self.labels):
             digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
         return digest.hexdigest()[:16]
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Returns the sequences with the numbers `indices` as one packed batch, in the order of `indices`."""
+        """Returns the sequences `indices` as one packed batch, in the order of `indices`."""
         rows, positions, offsets = rows_of(self.starts[indices], self.lengths[indices])
         ids, segments = (torch.from_numpy(x[rows].astype(np.int64)) for x in (self.ids, self.segments))
         return Batch(ids, torch.from_numpy(positions), segments, torch.from_numpy(offsets),
                      torch.from_numpy(self.lengths[indices]))
 
     def part(self, indices: np.ndarray) -> "Examples":
-        """Returns new `Examples` with the sequences that have the numbers `indices`, in the order of
-        `indices`.
-        """
+        """Returns new `Examples` with the sequences `indices`, in the order of `indices`."""
         rows, _, _ = rows_of(self.starts[indices], self.lengths[indices])
         return Examples(self.ids[rows], self.segments[rows], self.lengths[indices], self.labels[indices])
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings. In the error
-    message, `name` says where the tokenizer comes from, for example a model's folder.
-    """
+    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
                         f"the model only {config.vocab_size}")
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
-    """Raises `UserError` if the longest example has more tokens than the model has positions. Also raises it
-    if examples are pairs of texts and the model has only one token type. A model without token types
-    (DistilBERT) can read pairs. `name` is the model's name in the error message.
+    """Raises `UserError` if the longest example has more tokens than the model has positions, or if examples
+    are pairs of texts and the model has only one token type. (A DistilBERT has no token types, and can read
+    pairs.)
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -87,11 +81,10 @@ class LabelledBatch(NamedTuple):
     """A micro-batch of fine-tuning."""
 
     batch: Batch
-    # One class or score for each of the S sequences, (S,). For SQuAD, (S, 2): the positions of the first and
-    # the last token of the answer, counted from the start of the sequence.
+    # The rows of `Examples.labels` for the S sequences of `batch`: (S,), or (S, 2) for SQuAD.
     labels: Tensor
     targets: dict[str, Tensor]  # the teacher's outputs for these examples (distill/task_kd.py)
-    seed: int  # the random seed of dropout in this micro-batch
+    seed: int  # the random seed of dropout
 
     def to(self, device) -> "LabelledBatch":
         """Returns the micro-batch on `device`; only `batch.lengths` stays on the CPU."""
@@ -101,7 +94,7 @@ class LabelledBatch(NamedTuple):
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Makes `Examples` from token ids and segments. `ids` and `segments` have one list for each sequence."""
+    """Makes `Examples` from token ids and segments, each with one list for each sequence."""
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -120,7 +113,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_
 class Drawn(NamedTuple):
     """The micro-batches of one rank in an optimiser step, and three counts over the examples of all ranks."""
 
-    step: int  # the number of the optimiser step, counted from 0
+    step: int  # counted from 0
     micro_batches: list[LabelledBatch]
     tokens: int
     labelled: int  # number of examples with a label
@@ -129,10 +122,9 @@ class Drawn(NamedTuple):
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
-    """Draws `batch` examples for optimiser step `step` (the first step is 0), and divides them among the
-    ranks. Returns the examples of one rank in micro-batches of at most `micro_tokens` tokens. `targets` are
-    the teacher's outputs: arrays with one row for each example, or with one row for each token if the teacher
-    has a span head.
+    """Draws `batch` examples for optimiser step `step` (the first step is 0). Returns the examples of one
+    rank in micro-batches of at most `micro_tokens` tokens. `targets` are the teacher's outputs: arrays with
+    one row for each example, or, from a teacher with a span head, for each token.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

@@ -1,9 +1,8 @@
 """Makes the micro-batches of an optimiser step from a corpus. The sequences of the step are drawn, masked,
 divided among the ranks, and packed into batches without padding.
 
-`--batch` is the number of sequences in one optimiser step over all ranks. `--micro-tokens` is the largest
-number of tokens in one forward pass. Each loss is divided by a count over the whole step, for example the
-number of masked tokens. The whole step is drawn first, so the count is known before the first forward pass.
+Each loss is divided by a count over the whole step, for example the number of masked tokens. The whole step
+is drawn first, so the count is known before the first forward pass.
 """
 
 import contextlib
@@ -24,8 +23,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the token ids of the sequences with the numbers `indices`, and their lengths. Each sequence has
-    [CLS] and [SEP]. The ids of all sequences are in one array, one sequence after the other.
+    """Returns the token ids of the sequences with the numbers `indices`, and their lengths, with [CLS] and
+    [SEP]. The ids are in one array, one sequence after the other.
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -39,9 +38,9 @@ def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> 
 
 def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, micro_tokens: int, seed: int,
               masking: Masking, part: tuple[int, int] = (0, 1)) -> Step:
-    """Makes the data of optimiser step `step` (the first step is 0) for one rank. If the step has fewer
-    sequences than there are ranks, some ranks get no micro-batch. `part` is the pair (rank of this process,
-    number of ranks).
+    """Makes the data of optimiser step `step` (the first step is 0) for one rank. `part` is the pair (rank of
+    this process, number of ranks). If the step has fewer sequences than there are ranks, some ranks get no
+    micro-batch.
     """
     ids, lengths = with_specials(corpus, samples_of_step(step, batch, len(corpus), seed), tokenizer)
     masked = mask_tokens(ids, lengths, tokenizer, masking, seed, step)
@@ -52,13 +51,13 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
 def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 512, selection: str = "bert",
                  share: float = 0.15, seed: int = 0) -> MicroBatch:
     """Tokenises and masks texts, and makes the batch that `minibert.distillation_loss` takes. In the batch,
-    the texts are sorted by length, and the longest text is first.
+    the longest text is first.
 
     A text with more than `max_length` tokens is cut. `share` is the share of masked tokens, and `selection`
-    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). A different `seed`
-    masks different tokens. Raises `UserError` if there is no text.
+    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). Raises `UserError`
+    if there is no text.
     """
-    # "smoothed" is refused, because it needs the token counts of a corpus
+    # "smoothed" needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
     if isinstance(texts, str) or not texts:  # Python would treat one string as a list of characters
@@ -71,8 +70,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
-    """Returns a context manager. Its value is an iterator over make(step), make(step + 1) and so on. A thread
-    makes the next result while the current result is in use.
+    """Returns a context manager, whose value is an iterator over make(step), make(step + 1) and so on. A
+    thread makes the next result while the current result is in use.
     """
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(make, step)
@@ -96,7 +95,7 @@ def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.n
     starts, labels = np.cumsum(lengths) - lengths, np.where(selected, ids, IGNORE)
     made = []
     for group in groups(lengths, micro_tokens, rank, ranks):
-        # the function `pack` is not used, because it takes lists and is slow for a million tokens
+        # the function `pack` takes lists, and is slow for a million tokens
         rows, positions, offsets = rows_of(starts[group], lengths[group])
         segments = np.zeros(len(rows), np.int64)
         packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, segments, offsets, lengths[group])))

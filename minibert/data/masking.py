@@ -3,8 +3,8 @@ the selected tokens become [MASK], 10 % become a random token, and 10 % are not 
 section 3.1, Task 1).
 
 The random numbers of a token depend only on the seed, the step, the number of its sequence in the step, and
-its position. So the masks are the same for every size of the micro-batches and every number of ranks. Arrays
-with the shape (N,) have one value for each of the N tokens of an optimiser step (all ranks).
+its position. So the masks do not depend on the size of the micro-batches or the number of ranks. N is the
+number of tokens of an optimiser step (all ranks).
 """
 
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from minibert.data.tokenizer import Tokenizer
 
 
 class Masking(NamedTuple):
-    """The settings of the masking: how tokens are chosen, and how many."""
+    """The settings of the masking."""
 
     selection: str = "bert"  # how tokens are chosen: a name in `SELECTIONS`
-    share: float = 0.15  # share of masked tokens; 0 masks no token
-    weights: np.ndarray | None = None  # the weight of each token id of the vocabulary; only for "smoothed"
+    share: float = 0.15  # share of masked tokens
+    weights: np.ndarray | None = None  # the weight of each token id; only for "smoothed"
 
 
 class Masked(NamedTuple):
@@ -31,9 +31,9 @@ class Masked(NamedTuple):
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
-    """Returns for each token id a weight for the choice of masked tokens: max(count, 1)^-exponent, where
-    `count` is how often the id occurs in the corpus. Special tokens have the weight 0. In DistilBERT's code,
-    the exponent is the option `mlm_smoothing`.
+    """Returns for each token id the weight max(count, 1)^-exponent, where `count` is how often the id occurs
+    in the corpus. Special tokens have the weight 0. In DistilBERT's code, the exponent is the option
+    `mlm_smoothing`.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -47,8 +47,7 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     step).
 
     Special tokens, including [UNK], are never selected, as in DistilBERT's code. (BERT's code can select
-    [UNK].) A token that is replaced by a random token can become any token of the vocabulary, even a special
-    token, as in BERT's code.
+    [UNK].) A random token can be any token of the vocabulary, even a special token, as in BERT's code.
     """
     if masking.share == 0:
         return Masked(ids, np.zeros(len(ids), dtype=bool))
@@ -65,48 +64,42 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# Each of the four functions below returns one bool for each token: True if the token is selected. `draw` has
-# one uniform random number for each token.
+# Each of the four functions below returns one bool for each token: True if the token is selected. Special
+# tokens are never selected. `draw` has one uniform random number for each token.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each token with probability `masking.share`, independently of the others, but no special
-    tokens.
-    """
+    """Selects each token with probability `masking.share`, independently of the others."""
     return ~tokenizer.special[ids] & (draw < masking.share)
 
 
 def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each word with probability `masking.share`, but no special tokens. Of a word, all tokens are
-    selected, or none.
-    """
+    """Selects each word with probability `masking.share`. Of a word, all tokens are selected, or none."""
     # A word starts at each token without ##. [CLS] has no ##, so no word reaches into the next sequence.
     starts = ~tokenizer.continuation[ids]  # (N,)
-    word = np.cumsum(starts) - 1  # (N,): for each token, the number of the word that it belongs to
+    word = np.cumsum(starts) - 1  # (N,): for each token, the number of its word
     return ~tokenizer.special[ids] & (draw[starts][word] < masking.share)
 
 
 def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects floor(share * T + 0.5) tokens of each sequence, but at least one, like BERT's code. T is the
-    number of tokens of the sequence with [CLS] and [SEP]. Special tokens are not selected, so a sequence with
-    many [UNK] may have fewer selected tokens.
+    """In each sequence of T tokens (with [CLS] and [SEP]), selects floor(share * T + 0.5) tokens, but at
+    least one, like BERT's code. A sequence with many [UNK] may have fewer selected tokens.
     """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    # the tokens of each sequence in random order (sorted by `draw`), with the special tokens at the end
+    # the tokens of each sequence, sorted by `draw`, with the special tokens at the end
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
-    # `rank` is the place of a token in this random order; the first `budget` tokens are selected
+    # `rank` is the place of a token in this order; the first `budget` tokens are selected
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # for each sequence
     return allowed & (rank < np.repeat(budget, lengths))
 
 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects ceil(share * N) of the N tokens in the step, or fewer if too many tokens are special. Special
-    tokens are not selected. The tokens are drawn without replacement, with probabilities proportional to the
-    weights of their ids. DistilBERT's code does the same with `torch.multinomial`. This function selects the
-    tokens with the largest log(u) / w, where u is the random number of a token and w is its weight
-    (Efraimidis and Spirakis 2006).
+    """Selects ceil(share * N) of the N tokens in the step, or fewer if too many tokens are special. The
+    tokens are drawn without replacement, with probabilities proportional to the weights of their ids, as in
+    DistilBERT's code. With u the random number and w the weight of a token, the tokens with the largest
+    log(u) / w are selected (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]
     with np.errstate(divide="ignore"):

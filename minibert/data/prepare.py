@@ -13,21 +13,18 @@ from minibert.data.corpus_writer import MIN_LENGTH, PARTS, CorpusWriter, new_fol
 from minibert.data.text import Source, find_sources, hash_share, read_documents
 from minibert.data.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 18  # about this number of characters is tokenised in one call, to save memory
+BATCH_CHARACTERS = 1 << 18  # about this number of characters is tokenised at once, to save memory
 BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
-UNKNOWN_SHARE = 0.03  # `prepare` prints a warning if the share of [UNK] is above this
+UNKNOWN_SHARE = 0.03  # with a larger share of [UNK], `prepare` prints a warning
 
 
 def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wikitext: str = "auto",
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    A hash decides whether a document belongs to the part "held-out" or "train". The hash is the sha256 of the
-    first 65,536 characters of the document, as a number in [0, 1). If the hash is less than `held_out`, the
-    document is held out. So equal documents are always in the same part.
-
-    `report` is called with each line of the summary and with each warning about the text. If `report` is
-    None, only the progress is printed.
+    A document is held out if its hash (`hash_share`) is less than `held_out`. So equal documents are always
+    in the same part. `report` is called with each line of the summary and with each warning; with None, only
+    the progress is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -37,8 +34,8 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
 
 def split_documents(sources: list[Source], wikitext: str, held_out: float
                     ) -> Iterator[tuple[str, list[str]]]:
-    """Yields (part, document) for each document of the source files, and shows a progress bar. `part` is
-    "train" or "held-out". Raises `UserError` if `wikitext` or `held_out` has a wrong value.
+    """Yields (part, document) for each document of the source files. `part` is "train" or "held-out". Raises
+    `UserError` if `wikitext` or `held_out` has a wrong value.
     """
     if wikitext not in ("auto", "yes", "no"):
         raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
@@ -53,9 +50,8 @@ def split_documents(sources: list[Source], wikitext: str, held_out: float
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """Yields the lines that `prepare` puts in the part "train". A new vocabulary is trained on the training
-    lines, so that the vocabulary does not depend on held-out text. Raises `UserError` if a source is a pipe:
-    a pipe can be read only once, and `prepare` must read the text a second time.
+    """Yields the lines that `prepare` puts in the part "train", for the training of a new vocabulary. Raises
+    `UserError` if a source is a pipe, because `prepare` must read the text a second time.
     """
     sources = find_sources(paths)
     for source in sources:
@@ -70,8 +66,7 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, out: str | Path,
                  report: Callable | None, **notes) -> None:
     """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
-    (part, document), where `part` is "train" or "held-out". `notes` are additional entries of corpus.json.
-    `report` is called with each line of the summary and with warnings (None: neither of them). Raises
+    (part, document). `notes` are additional entries of corpus.json. For `report`, see `prepare`. Raises
     `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
@@ -118,7 +113,7 @@ def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[s
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[list[list[int]]]:
-    """Returns the token ids of each line of each document. Lines without tokens are left out."""
+    """Returns the token ids of each line of each document, without empty lines."""
     cut = [[split_line(line) for line in document] for document in documents]
     pieces = iter(tokenizer.pieces([part for document in cut for line in document for part in line]))
     encoded = []
@@ -129,9 +124,9 @@ def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[l
 
 
 def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
-    """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation. BERT's
-    tokenizer begins a new word at each space and punctuation mark, so the parts give the same tokens as the
-    whole line. If `size` characters have no such place, they become a part, which may divide a word.
+    """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation, where BERT's
+    tokenizer begins a new word. If `size` characters have no such place, they become a part, which may divide
+    a word.
     """
     if len(line) <= size:
         return [line]

@@ -1,9 +1,6 @@
-"""Makes a corpus from the documentation that is part of every Python installation.
-
-The text is the docstrings of the standard library and the help topics of `pydoc`. It is read from the source
-files, and no module is imported. Each module is one document, and each paragraph is one line. A hash of a
-module's name decides whether the module is held out, so with every Python version the same modules are held
-out.
+"""Makes a corpus from the documentation that is part of every Python installation: the docstrings of the
+standard library and the help topics of `pydoc`. No module is imported. Each module is one document, and each
+paragraph is one line.
 """
 
 import ast
@@ -22,14 +19,14 @@ from minibert.data.text import hash_share
 from minibert.data.tokenizer import Tokenizer
 
 HELD_OUT = 0.1
-TOPICS = "pydoc_data"  # the package of the help topics, a fifth of the text; it is always training text
+TOPICS = "pydoc_data"  # the package of the help topics, which are always training text
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"}
 
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yields (module name, text) for each module of the standard library that has docstrings, and at the end
-    for the help topics. Each paragraph is one line of the text. `library` is the folder of the standard
-    library (default: that of the running Python). Raises `UserError` if the folder has no source files.
+    for the help topics. `library` is the folder of the standard library. Raises `UserError` if the folder has
+    no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -71,8 +68,8 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a docstring, each as one line. Paragraphs with an interpreter session (>>>)
-    and lines without letters or digits are left out.
+    """Yields the paragraphs of a docstring, each as one line. Paragraphs with >>> and lines without letters
+    or digits are left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
@@ -81,10 +78,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns whether a module is held out. A hash of the last part of its name ("parser" for `html.parser`)
-    decides. About a tenth of all modules are held out. Leading underscores, and a "py" after them, are
-    removed from the name before hashing. So related modules such as `decimal` and `_pydecimal` are both in
-    the training text, or both held out.
+    """Returns whether a module is held out (about a tenth of all modules). A hash of the last part of its
+    name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after them, are not hashed, so
+    `decimal` and `_pydecimal` are in the same part.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -93,12 +89,11 @@ def is_held_out(module: str) -> bool:
 
 
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Divides documents into the parts "train" and "held-out". Returns a list of pairs (part, lines of the
-    document). A paragraph that occurs several times is used only once. It is used in "train" if it occurs in
-    a training document.
+    """Returns the documents as pairs (part, lines of the document). A paragraph that occurs several times is
+    used only once, in "train" if it occurs in a training document.
     """
     seen, found = set(), []
-    # training modules come first, so that a repeated paragraph is used in "train"
+    # training modules come first
     for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):
         new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
         seen.update(new)
@@ -113,10 +108,9 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report: Callable 
                  sources=[{"name": "python-docs"}], python=platform.python_version())
 
 
-# The command `python -m minibert.data.python_docs` prints the training text, with a blank line between
-# documents.
+# `python -m minibert.data.python_docs` prints the training text, with a blank line between documents.
 if __name__ == "__main__":
-    # UTF-8, because data/prepare.py reads the output from a file as UTF-8
+    # data/prepare.py reads UTF-8
     sys.stdout.reconfigure(encoding="utf-8")
     for part, document in split_docs(python_docs()):
         if part == "train":

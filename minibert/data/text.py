@@ -1,7 +1,5 @@
-"""Reads text files one document at a time. The files are .txt, .jsonl or WikiText, and may be compressed.
-
-A document is a list of lines. A large file needs little memory: it is read in parts, and long documents are
-divided (except those of .jsonl files).
+"""Reads text files one document at a time. The files are .txt, .jsonl or WikiText, and may be compressed. A
+document is a list of lines.
 """
 
 import gzip
@@ -24,7 +22,7 @@ KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 PREVIEW_CHARACTERS = 1 << 20  # how many characters of a file are searched for signs of WikiText
 DOCUMENT_CHARACTERS = 1 << 22  # a longer document is divided, to save memory (not in .jsonl files)
-HEAD_CHARACTERS = 1 << 16  # how many characters at the start of a document are hashed by `hash_share`
+HEAD_CHARACTERS = 1 << 16  # how many characters of a document `hash_share` reads
 NOT_TEXT = {  # files that begin with these bytes are refused; the values are parts of the error messages
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
     b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
@@ -50,9 +48,9 @@ class Source(NamedTuple):
 
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
-    """Finds the text files of `paths`. The files of a folder are sorted. Hidden files and prepared corpora in
-    a folder are left out. Files with an unknown suffix in a folder are not read, and `report` gets a message
-    about them. Raises `UserError` if a path does not exist, is a prepared corpus, or has no text files.
+    """Finds the text files of `paths`. Files with an unknown suffix in a folder are not read, and `report`
+    gets a message about them. Raises `UserError` if a path does not exist, is a prepared corpus, or has no
+    text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -73,7 +71,7 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
             report(f"{path}: files whose names end in {', '.join(kinds[:8])}{more} are not read "
                    f"({len(left_out):,} in all)")
         for file in found:
-            if not (file.is_file() or file.is_fifo()):  # true for a link to a missing file, or for a device
+            if not (file.is_file() or file.is_fifo()):  # for example a link to a missing file
                 raise UserError(f"{file} cannot be read: it is not a file")
             sources.append(Source(file, file.relative_to(path.parent).as_posix(), file.stat().st_size))
     if not sources:
@@ -82,16 +80,16 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files below `folder`. Leaves out prepared corpora, and all files and folders whose names
-    start with a dot, for example .DS_Store. Links to folders are followed, but each folder is read only once.
+    """Yields the files below `folder`, except prepared corpora, and files and folders whose names start with
+    a dot. Links to folders are followed, but each folder is read only once.
     """
     real = Path(os.path.realpath(folder))
-    # Folders in `entered` are not entered again. `entered` includes the parents of `folder`, because a link
-    # to a parent would lead to files outside `folder`.
+    # Folders in `entered` are not entered. A link to a parent of `folder` would lead to files outside
+    # `folder`, so the parents are in `entered`.
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
-        folders.clear()  # os.walk enters only folders in this list; the loop below fills it
+        folders.clear()  # os.walk enters only the folders in this list
         yield from (inside / name for name in names if not name.startswith("."))
         for name in found:
             real = Path(os.path.realpath(inside / name))
@@ -109,21 +107,20 @@ def text_suffix(path: Path) -> str:
 
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
-    """Yields (document, bytes) for each document of a file. A document is a list of lines, and no line is
-    empty. `bytes` says how many bytes of the file have been read so far (0 for a pipe). `wikitext` is auto,
-    yes or no.
+    """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
+    read so far (0 for a pipe). `wikitext` is auto, yes or no.
 
     In a .jsonl file, each line is one document. In all other files, a document ends at a blank line (in
     WikiText: before a top-level heading), and at the first line end after its first `DOCUMENT_CHARACTERS`
-    characters. Line ends may be \\n, \\r\\n or \\r, even mixed. U+2028 and similar characters end a line, but
-    never a document. Raises `UserError` if a file is not UTF-8 text.
+    characters. Line ends may be \\n, \\r\\n or \\r. U+2028 and similar characters end a line, but never a
+    document. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:
         with open(path, "rb") as raw:
             unpacked = COMPRESSED.get(path.suffix.lower(), lambda file: file)(raw)
             check_is_text(unpacked.peek(64), path)
-            # an invalid byte is no error here; `checked_lines` finds it later and reports the line number
+            # an invalid byte is found later by `checked_lines`, which reports its line
             file = io.TextIOWrapper(unpacked, "utf-8-sig", "surrogateescape")
             start = file.read(PREVIEW_CHARACTERS) + file.readline()
             lines = checked_lines(itertools.chain(io.StringIO(start), file), path)
@@ -133,7 +130,7 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
                 is_wikitext = looks_like_wikitext(start, suffix) if wikitext == "auto" else wikitext == "yes"
                 found = text_documents(lines, is_wikitext)
             for document in found:
-                yield document, raw.tell() if raw.seekable() else 0  # a pipe has no position to report
+                yield document, raw.tell() if raw.seekable() else 0
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut off compressed file ({error})") from None
     except OSError as error:
@@ -162,9 +159,9 @@ def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def looks_like_wikitext(start: str, suffix: str) -> bool:
-    """Guesses from the start of a file whether it is tokenised WikiText. The first sign of WikiText is a
-    heading ` = Title = `. The second sign is ` @-@ `, ` @,@ `, ` @.@ ` or `<unk>`. A .tokens or .raw file
-    needs one of the two signs, any other file needs both.
+    """Guesses from the start of a file whether it is WikiText. The first sign of WikiText is a heading like
+    `= Title =`. The second sign is one of ` @-@ `, ` @,@ `, ` @.@ ` and `<unk>` anywhere in the text. A
+    .tokens or .raw file needs one of the two signs, any other file needs both.
     """
     signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
              MARKER.search(start) is not None]
@@ -172,9 +169,8 @@ def looks_like_wikitext(start: str, suffix: str) -> bool:
 
 
 def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str]]:
-    """Divides lines into documents: before the top-level headings if `is_wikitext` is true, and otherwise at
-    blank lines. A document of more than `DOCUMENT_CHARACTERS` characters is divided at a line end, to save
-    memory.
+    """Divides lines into documents: before the top-level headings if `is_wikitext` is true, otherwise at
+    blank lines.
     """
     document, size = [], 0
     for line in map(str.strip, lines):
@@ -199,22 +195,20 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
             text = json.loads(line)["text"]
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-        # thousands of nested brackets cause a RecursionError, numbers with thousands of digits a ValueError
+        # nested brackets may cause a RecursionError, a number with thousands of digits a ValueError
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: this json cannot be read ({error})") from None
         except (KeyError, TypeError):
             text = None
         if not isinstance(text, str):
             raise UserError(f'{path}, line {number}: each line must be a json object with a string "text"')
-        # json may have half of a surrogate pair (such as "\ud83d"), which UTF-8 cannot store; it is removed
+        # half of a surrogate pair (such as "\ud83d") is removed, because UTF-8 cannot store it
         if document := stripped(text.encode(errors="ignore").decode()):
             yield document
 
 
 def stripped(text: str) -> list[str]:
-    """Returns the lines of a text, without spaces at the start and the end of each line. Blank lines are left
-    out.
-    """
+    """Returns the lines of a text without outer spaces, except blank lines."""
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
@@ -228,7 +222,6 @@ def plain_wikitext(line: str) -> str:
 
 
 def hash_share(text: str) -> float:
-    """Hashes a text to a number in [0, 1). Only the first 65,536 characters of the text are hashed (sha256).
-    """
+    """Hashes the first `HEAD_CHARACTERS` characters of a text to a number in [0, 1) (sha256)."""
     digest = hashlib.sha256(text[:HEAD_CHARACTERS].encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

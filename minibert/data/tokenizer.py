@@ -1,8 +1,5 @@
-"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`.
-
-The library `tokenizers` divides texts into tokens. A tokenizer is built from its vocabulary, the options of
-its normaliser, and its added tokens. A vocab.txt and a tokenizer.json with the same content give the same
-tokenizer with the same `sha256`. Settings for truncation or padding in a tokenizer.json have no effect.
+"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`. The library
+`tokenizers` divides texts into tokens. Settings for truncation or padding in a tokenizer.json have no effect.
 """
 
 import copy
@@ -25,25 +22,23 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# The largest number of texts in one call of the library `tokenizers`. The results of a call need much memory,
-# so one call with all texts could fill the memory.
+# The largest number of texts in one call of `tokenizers`, whose results need much memory.
 ENCODED_AT_ONCE = 1024
-NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"
-MAX_ALPHABET = 1000  # a trained vocabulary knows only the most frequent characters, at most this number
+NO_LIMIT = 10**29  # a larger or equal model_max_length means "no limit"
+MAX_ALPHABET = 1000  # the largest number of characters in a trained vocabulary
 
 
 class Tokenizer:
     """A WordPiece tokenizer with BERT's normaliser.
 
     `added` are tokens, such as [MASK], that are found in a text before the text is divided into words. A word
-    with more than `max_word` characters becomes [UNK]. `names` are the names of the five special tokens, in
-    the order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that do not
-    change the tokens; `save` writes them again.
+    with more than `max_word` characters becomes [UNK]. `names` are the names of the special tokens, in the
+    order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that `save` writes
+    again.
 
-    `cls_id`, `sep_id`, `mask_id`, `pad_id` and `unk_id` are the ids of the special tokens. `vocab_size` is
-    the largest id plus 1; some ids may be unused. `special` has one bool for each id: True for the five
-    special tokens. `continuation` has one bool for each id: True for tokens that start with '##'. `sha256` is
-    a hash of everything that can change the ids of a text, such as the vocabulary and the added tokens.
+    `vocab_size` is the largest id plus 1. `special` and `continuation` have one bool for each id: True for
+    special tokens, and True for tokens that start with '##'. `sha256` is a hash of everything that can change
+    the ids of a text.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -75,15 +70,13 @@ class Tokenizer:
         special_ids = [ids[name] for name in names]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         self.vocab_size = max(ids.values()) + 1
-        # `self.vocabulary` has a name for each number up to the largest id. Without this check, a very large
-        # id in a damaged file would fill the memory.
+        # without this check, a very large id in a damaged file would fill the memory
         if self.vocab_size > 2 * len(ids) + (1 << 16):
             raise UserError(f"the vocabulary has {len(ids)} pieces with ids up to {self.vocab_size - 1}, "
                             "nearly all of which are unused: it is damaged")
         if len(set(ids.values())) < len(ids):
             raise UserError("an added token has the id of a piece, because ids of the vocabulary are missing")
-        # An unused id gets a name, because the line number of a token in vocab.txt must be its id. The
-        # tokenizer never produces an unused id.
+        # An unused id gets a name, because the line number of a token in vocab.txt must be its id.
         self.vocabulary = [f"[unused id {i}]" for i in range(self.vocab_size)]
         for piece, i in ids.items():
             self.vocabulary[i] = piece
@@ -101,9 +94,9 @@ class Tokenizer:
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
         """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. Texts are cut so that each
-        sequence has at most `max_length` tokens. Of a pair, the longer text is cut first (`longest_first`).
-        Returns the token ids and the segments, both with one list for each sequence. The segment of a token
-        is 0 in the part "[CLS] text [SEP]", and 1 in the part "pair [SEP]".
+        sequence has at most `max_length` tokens (see `longest_first`). Returns the token ids and the
+        segments, both with one list for each sequence. The segment of a token is 0 in "[CLS] text [SEP]", and
+        1 in "pair [SEP]".
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -122,12 +115,12 @@ class Tokenizer:
         return ids, segments
 
     def pieces(self, lines: list[str]) -> list[list[int]]:
-        """Returns the token ids of each line. No special tokens are added, and lines are not cut."""
+        """Returns the token ids of each line, without special tokens. Lines are not cut."""
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """Yields an `Encoding` of the library `tokenizers` for each line. No special tokens are added, and
-        lines are not cut. If `offsets` is true, the encodings have character offsets.
+        """Yields an `Encoding` of the library `tokenizers` for each line, as in `pieces`. If `offsets` is
+        true, the encodings have character offsets.
         """
         if isinstance(lines, str):  # Python would treat one string as a list of characters
             raise UserError("texts must be a list, even if there is only one text: [text]")
@@ -163,12 +156,12 @@ class Tokenizer:
 
         `max_length` is the number of positions of the model. It is written as model_max_length, unless the
         loaded tokenizer_config.json has a smaller model_max_length or one that means "no limit". `segments`
-        is True if the model has token types. A DistilBERT has no token types, and in `transformers` it raises
-        an error if the tokenizer returns token types.
+        is True if the model has token types. A DistilBERT has none, and in `transformers` it raises an error
+        if the tokenizer returns token types.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # `save` of the library `tokenizers` is not used, because its error does not say why writing failed
+        # an error of `save` of the library `tokenizers` does not say why writing failed
         text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
@@ -178,8 +171,7 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        # BertTokenizer in transformers ignores max_word and clean_text, so another class is named if one of
-        # them is not the default
+        # BertTokenizer in transformers ignores max_word and clean_text
         if self.max_word != 100 or not self.options["clean_text"]:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
@@ -189,8 +181,8 @@ class Tokenizer:
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
-    `n_a` and `n_b` are the lengths of the two texts. The longer text is cut until the texts fit. If both
-    texts have the same length and do not fit yet, both are cut.
+    `n_a` and `n_b` are the lengths of the texts. The longer text is cut first. When both texts have the same
+    length, both are cut.
     """
     if n_a + n_b <= room:
         return n_a, n_b
@@ -199,10 +191,10 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a folder or of a model on the hub. The ids are the same as in `transformers` 5.
-    All published forms of BERT's tokenizer files are read (docs/formats.md). If no file says whether a
-    vocab.txt is cased, `is_cased` guesses the answer from the tokens, and a warning is printed. Raises
-    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    """Loads the tokenizer of a folder or of a model on the hub, in all published forms (docs/formats.md). The
+    ids are the same as in `transformers` 5. If no file says whether a vocab.txt is cased, `is_cased` guesses
+    it, with a warning. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT
+    tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -225,14 +217,13 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
     """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a pair of texts, or has
-    another unk_token than `tokenizer`. `description` is the content of tokenizer.json. This check is needed
-    only for generic tokenizer classes of `transformers`, such as PreTrainedTokenizerFast, because they take
-    all settings from tokenizer.json.
+    another unk_token than `tokenizer`. `description` is the content of tokenizer.json, from which generic
+    tokenizer classes of `transformers` take these settings.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
             json.dumps(description | {"truncation": None, "padding": None}))
-    except Exception as error:  # the library raises plain Exceptions, so no narrower class can be caught
+    except Exception as error:  # the library raises plain Exceptions
         raise UserError(f"tokenizer.json is damaged ({error})") from None
     pair = stored.encode("", "")
     sep = tokenizer.sep_id
@@ -248,12 +239,10 @@ def check_generic(tokenizer: Tokenizer, description: dict) -> None:
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]. By itself, the trainer of `tokenizers` would give ids to
-    characters inside words ('##a') in random order. This function chooses these ids, so that the same texts
-    always give the same vocabulary. The texts are written to a temporary file for the trainer.
-
-    Raises `UserError` if there is no text. Also raises it if `vocab_size` is smaller than the number of
-    special tokens and single characters ('a' and '##a' are two).
+    The trainer of `tokenizers` would give ids to characters inside words ('##a') in random order. This
+    function chooses their ids, so that the same texts always give the same vocabulary. Raises `UserError` if
+    there is no text, or if `vocab_size` is smaller than the number of special tokens and single characters
+    ('a' and '##a' are two).
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()

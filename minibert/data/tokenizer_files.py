@@ -1,6 +1,5 @@
-"""Reads the files of a tokenizer folder in all published forms (docs/formats.md).
-
-If several files state a setting, minibert uses the same file as `transformers` 5.
+"""Reads the files of a tokenizer folder in all published forms (docs/formats.md). If several files state a
+setting, minibert uses the same file as `transformers` 5.
 """
 
 import warnings
@@ -22,34 +21,31 @@ CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 # The three sets below have the names of tokenizer classes in transformers. Each name may also end in Fast.
-# - The classes in BERT_CLASSES work like BertTokenizer: of a tokenizer.json, they use only the vocabulary and
-#   the added tokens.
-# - The classes in FILE_CLASSES take all settings from tokenizer.json. Without this file, they read vocab.txt
-#   like BertTokenizer.
-# - The classes in GENERIC_CLASSES take all settings from tokenizer.json. Without this file, they are refused.
+# - BERT_CLASSES: of a tokenizer.json, only the vocabulary and the added tokens are used.
+# - FILE_CLASSES: all settings are from tokenizer.json. Without this file, vocab.txt is read.
+# - GENERIC_CLASSES: all settings are from tokenizer.json. Without this file, the class is refused.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# If no file states a tokenizer class, a model with one of these model_types has the class BertTokenizer. None
-# stands for an old config.json without a model_type.
+# If no file states a tokenizer class, these model_types have the class BertTokenizer. None stands for an old
+# config.json without a model_type.
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
-# the keys of the five special tokens in tokenizer_config.json: "pad_token" and so on
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]
-# the keys of special tokens, in the order in which transformers adds missing tokens to a vocabulary
+# special tokens, in the order in which transformers adds missing ones to a vocabulary
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-# A vocabulary is treated as cased if more than this share of its tokens have capitals. In the vocabularies on
-# the hub, this share is at most 0.12 % for uncased vocabularies and at least 1.18 % for cased vocabularies.
+# A vocabulary is treated as cased if more than this share of its tokens have capitals. Of the vocabularies on
+# the hub, the uncased have at most 0.12 %, and the cased at least 1.18 %.
 CASED_SHARE = 0.004
-# When the library `tokenizers` reads a vocab.txt, it removes these characters at the end of each line.
-# Python's rstrip() without an argument would also remove other characters.
+# The characters that the library `tokenizers` removes at the end of a line of vocab.txt. Python's rstrip()
+# would also remove others.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
-# `Tokenizer.save` does not copy these settings of a loaded tokenizer_config.json. Some settings get new
-# values, and the others have a meaning only in the old folder.
+# `Tokenizer.save` does not copy these settings of a loaded tokenizer_config.json: they get new values, or
+# have a meaning only in the old folder.
 NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_class", "model_input_names",
             "auto_map", "init_inputs", "name_or_path", "backend", "is_local", "local_files_only",
             "tokenizer_file", "vocab_file", "special_tokens_map_file", "max_len", "extra_special_tokens"}
@@ -57,14 +53,10 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The content of a tokenizer folder.
-
-    `source` is the file of the vocabulary. `names` are the names of the five special tokens, in the order of
-    `SPECIAL_TOKENS`. `added` has pairs (added token, id). An id of None means that the files state no id for
-    the token, which then gets the next free id. A word with more than `max_word` characters becomes [UNK].
-    `states` are the settings of tokenizer_config.json that `Tokenizer.save` writes again. `generic` is the
-    content of tokenizer.json if the folder's tokenizer class in transformers is generic (`_is_generic`), and
-    otherwise None.
+    """The content of a tokenizer folder. `source` is the file of the vocabulary. `added` has pairs (added
+    token, id); if the id is None, the token gets the next free id. `states` are the settings of
+    tokenizer_config.json that `Tokenizer.save` writes again. `generic` is the content of tokenizer.json if
+    the tokenizer class is generic (`_is_generic`), otherwise None.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -79,9 +71,9 @@ class TokenizerFiles:
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
-    The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. The options of
-    the normaliser are read from tokenizer.json if the folder's tokenizer class is generic (see
-    `_is_generic`). Otherwise they are read from tokenizer_config.json, even if tokenizer.json states other
+    The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. If the folder's
+    tokenizer class is generic (`_is_generic`), the options of the normaliser are read from tokenizer.json. If
+    the class is not generic, they are read from tokenizer_config.json, even if tokenizer.json states other
     values. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
@@ -110,13 +102,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 max_word = model.get("max_input_chars_per_word", 100)
             else:
                 _say_differences(source, options, normalizer)
-        # One of the five special tokens is left out here if no file has an id for it. It would get a new id,
-        # for which the model has no word vector. `Tokenizer` then reports that the token is missing.
+        # A special token for which no file has an id is left out, because the model has no word vector for a
+        # new id. `Tokenizer` then reports that the token is missing.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
         # In transformers, all blank lines of vocab.txt are one token "". Added tokens that are not in the
-        # vocabulary get the ids after it, so "" must stay if there is such a token. Otherwise "" is removed,
-        # because no text gives this token.
+        # vocabulary get the ids after it, so "" must stay if there is such a token.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -133,10 +124,9 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Returns whether the folder's tokenizer class in transformers is generic, which means that it takes all
-    settings from tokenizer.json. `described` is true if there is a tokenizer.json. The result is False
-    without a tokenizer.json, for `BERT_CLASSES`, and if no file names a class. Raises `UserError` for a class
-    in none of the sets `BERT_CLASSES`, `FILE_CLASSES` and `GENERIC_CLASSES`, and for unsupported settings.
+    """Returns whether the folder's tokenizer class in transformers takes all settings from tokenizer.json.
+    `described` is true if there is a tokenizer.json. Raises `UserError` for an unknown class, and for
+    unsupported settings.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -159,14 +149,13 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """Returns the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the model is
     not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, a generic class causes a
-    `UserError`. Any other class ignores the normaliser of tokenizer.json, so None is returned as the
-    normaliser.
+    `UserError`. Any other class ignores the normaliser, so None is returned instead.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
     kind = model.get("type")
     if kind is None and "continuing_subword_prefix" in model and "merges" not in model:
-        kind = "WordPiece"  # tokenizer.json files from 2019 do not name the type of the model
+        kind = "WordPiece"  # files from 2019 do not name the type
     if normalizer.get("type") == "Sequence" and len(normalizer["normalizers"]) == 1:
         normalizer = normalizer["normalizers"][0]
     kinds = [kind, normalizer.get("type"), splitter.get("type")]
@@ -184,7 +173,7 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
     """Prints a warning if the normaliser in tokenizer.json is not BERT's (None), or has other options than
-    `options`. `options` are the options that are used: those of tokenizer_config.json or the defaults.
+    the used `options`.
     """
     used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -201,13 +190,12 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
 
 def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
-    """Returns three things: the names of the five special tokens, all added tokens with their ids, and the
-    additional special tokens in the form of tokenizer_config.json. `inside` are the "added_tokens" of
-    tokenizer.json.
+    """Returns the names of the five special tokens, all added tokens with their ids, and the additional
+    special tokens in the form of tokenizer_config.json.
 
     The added tokens are read from "added_tokens_decoder" of tokenizer_config.json, and for a generic class
-    also from `inside`. Without "added_tokens_decoder", they are read from three places: `inside`,
-    special_tokens_map.json and added_tokens.json.
+    also from `inside`, the "added_tokens" of tokenizer.json. Without "added_tokens_decoder", they are read
+    from `inside`, special_tokens_map.json and added_tokens.json.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -229,10 +217,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # `apart` has the special tokens that the files state. As in transformers, these tokens are searched in a
-    # text before it is lower-cased. All other tokens of added_tokens.json are searched afterwards. The list
-    # `additional_special_tokens` of special_tokens_map.json is not in `apart`, because transformers does not
-    # treat the tokens of this list as special.
+    # As in transformers, the special tokens in `apart` are searched in a text before it is lower-cased, and
+    # all other tokens of added_tokens.json afterwards. In special_tokens_map.json, transformers does not
+    # treat the tokens of the list `additional_special_tokens` as special.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
@@ -252,9 +239,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
-    """Returns a dict from the text of each added token to the pair (token, id). The entries have the order in
-    which transformers adds the tokens, because tokens without an id get new ids in this order: first the
-    tokens with an id, sorted by id, then the special tokens without an id.
+    """Returns a dict from the text of each added token to the pair (token, id), in the order in which
+    transformers adds the tokens. Tokens without an id get new ids in this order.
     """
     tokens = {}
     for i, entry in sorted(added.items()):
@@ -274,8 +260,7 @@ def _content(token: str | dict) -> str:
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
     """Guesses whether a vocabulary is cased, and prints a warning with the guess. The share of tokens with a
-    capital letter decides, because even uncased vocabularies often have a few tokens with capitals. Tokens
-    like [UNK] and <URL> are not counted.
+    capital letter decides. Tokens like [UNK] and <URL> are not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
@@ -288,9 +273,8 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Reads a vocab.txt as a dict from tokens to ids. The id of a token is its line number, counted from 0.
-    White space at the end of a line is ignored, as in `transformers`. All blank lines together are one token,
-    the empty string. A token on several lines gets the id of the last line, with a warning unless the token
-    is the empty string.
+    White space at the end of a line is ignored, as in `transformers`. All blank lines together are the token
+    "". A token on several lines gets the id of the last line, with a warning (not for "").
     """
     vocabulary, doubled, text = {}, [], read_text(path)
     check_is_the_file(path, text[:100].encode())

@@ -1,5 +1,4 @@
-"""Computes losses that compare the attention of student and teacher. Each loss is a sum over the sequences of
-a batch.
+"""Computes losses that compare the attention of student and teacher.
 
 For one head in a sequence of T tokens, the scores z = a b' / sqrt(E) are a (T, T) matrix. E is the size of
 the head, and b' is b transposed. In attention, a are the queries (T, E) and b the keys (T, E). z_s are the
@@ -12,9 +11,8 @@ to z_s, of the sum over the rows:
 The losses are averaged over the rows and heads of each sequence, and summed over the sequences.
 
 For 32 sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the
-scores are computed in chunks: for some sequences with all their heads, or for some heads of one sequence. The
-gradients with respect to the student's a and b, G b / sqrt(E) and G' a / sqrt(E), are computed together with
-the loss. After a chunk, only the sum of the loss and these two gradients stay in memory.
+scores are computed in chunks, together with the gradients with respect to the student's a and b: G b /
+sqrt(E) and G' a / sqrt(E). After a chunk, only the sum of the loss and these two gradients stay in memory.
 """
 
 import math
@@ -29,8 +27,7 @@ from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
 # A chunk has at most CHUNK_ELEMENTS scores of the student, and as many of the teacher (8 MB each in fp32). If
-# one head of one sequence has more scores, a chunk has only these scores. On a CPU, chunks of 70,000 to 4
-# million scores took the same time.
+# one head of one sequence has more scores, a chunk has only these scores.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -41,9 +38,8 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
     student and teacher. The mean is over the heads and over the T^2 scores of each head.
 
     q, k (N, H, E_s) are the student's queries and keys, for N tokens and H heads of size E_s. t_q, t_k (N, H,
-    E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). As in
-    the paper, all sequences have the same weight. In TinyBERT's code, the mean includes padding, so short
-    sequences have less weight.
+    E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). In
+    TinyBERT's code, the mean includes padding, so short sequences have less weight than here.
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
@@ -56,16 +52,16 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
     a and b (N, H, E_s) are queries, keys or values of the student, for N tokens and H heads of size E_s. t_a
     and t_b (N, H, E_t) are the teacher's. `chunk` is as in `attention_sum`. With the queries as a and the
     keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is L_VR (Wang et al.
-    2020, sections 3.1 and 3.2). MiniLMv2 adds three results: with the queries, the keys and the values, each
-    as both a and b (Wang et al. 2021, section 3.1).
+    2020, sections 3.1 and 3.2). In MiniLMv2, a and b are both the queries, both the keys or both the values
+    (Wang et al. 2021, section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """Joins the H heads of each token to one vector, and splits the vector into the R = `relation_heads`
-    relation heads of MiniLMv2. `x` is (N, H, E) for N tokens and heads of size E. Returns (N, R, D / R),
-    where D = H * E. Raises `UserError` if D is not a multiple of R.
+    """Joins the heads of each token in `x` (N, H, E) to a vector of D = H * E numbers, and splits the vector
+    into R = `relation_heads` relation heads, as in MiniLMv2. Returns (N, R, D / R). Raises `UserError` if D
+    is not a multiple of R.
     """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:
@@ -81,7 +77,7 @@ def _sequence_sum(row_loss: Callable, a, b, t_a, t_b, batch: Batch, chunk: int |
 
 
 # `_squares` and `_divergences` take the scores z_s and z_t (..., T, T). They return the sum of the row
-# losses, and the gradient of the sum with respect to z_s.
+# losses, and its gradient with respect to z_s.
 
 def _squares(z_s: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
     difference = z_s.sub_(z_t)
@@ -99,7 +95,7 @@ class _RowLoss(torch.autograd.Function):
     def forward(ctx, a, b, t_a, t_b, row_loss, lengths, chunk):
         need_a, need_b = ctx.needs_input_grad[:2]
         kind = a.device.type
-        # `low` is the dtype of the matrix products, and `full` is the dtype of the scores and of the loss
+        # `low` is the dtype of the matrix products, and `full` that of the scores and the loss
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
         full = torch.float64 if a.dtype == torch.float64 else torch.float32
         # neighbouring sequences of equal length become one dense tensor without padding
@@ -116,7 +112,7 @@ class _RowLoss(torch.autograd.Function):
                 dense = [x if x is None else x.unflatten(0, (count, T)).transpose(1, 2)  # (count, H, T, E)
                          for x in piece]
                 heads = max(1, min(H, chunk // T**2))
-                several = max(1, chunk // (H * T**2))  # this number of sequences fits into a chunk
+                several = max(1, chunk // (H * T**2))  # sequences in a chunk
                 for i in range(0, count, several):
                     for h in range(0, H, heads):
                         x, y, t_x, t_y, g_x, g_y = (  # (several, heads, T, E)

@@ -53,11 +53,10 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # the MLM heads get only the rows of masked tokens, because no other logits are needed
+        # only the rows of masked tokens need logits
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
-    # one call computes KL and MLM, because both terms need the student's logits
     loss, sums = vocab_loss(
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
@@ -70,8 +69,8 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
 def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weights: MLMWeights,
         counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the micro-batch's part of the mean cross-entropy at the masked tokens of the step (Devlin et
-    al. 2018, section 3.1, task 1). The teacher is not used.
+    """Returns the micro-batch's part of the step's mean cross-entropy at masked tokens (Devlin et al. 2018,
+    section 3.1, task 1). The teacher is not used.
     """
     last = student.encoder(micro.batch)  # (N, D)
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the MLM head gets only these rows
@@ -81,24 +80,20 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of tokens or of masked
-    tokens in the whole step.
-    """
+    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
     masked = max(1, step.masked)  # at least 1, because sums are divided by `masked`
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}
 
 
 def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of masked tokens in the
-    whole step.
-    """
+    """Returns, for each loss term, the divisor of its sum: the number of masked tokens in the step."""
     return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """Returns the tensors of `model` that `vocab_loss` needs. `last` (N, D) has the last hidden states of the
-    tokens whose logits are needed.
+    """Returns the tensors of `model` that `vocab_loss` needs. `last` (N, D) are the last hidden states of N
+    tokens.
     """
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 
@@ -113,8 +108,8 @@ def fit_distilbert(student: Config, teacher: Config, weights: DistilBERTWeights)
 
 
 def fit_mlm(student: Config, teacher: Config, weights: MLMWeights) -> str:
-    """Raises `UserError` if student and teacher have different vocabularies, because the evaluation on
-    held-out text computes the KL between them. Otherwise returns an empty text.
+    """Raises `UserError` if the vocabularies differ, because the evaluation on held-out text computes the KL
+    between the predictions of the models. Otherwise returns an empty text.
     """
     check_equal(student, teacher, {"vocab_size": "vocabulary"},
                 "leave out --teacher to train this student alone")

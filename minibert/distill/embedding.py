@@ -26,7 +26,7 @@ from minibert.model.sentences import pooling_of
 @dataclass(frozen=True)
 class EmbeddingWeights:
     """The weights of the loss terms. Reimers and Gurevych minimise the mean squared error between the vectors
-    of student and teacher (`mse`). This project's default is the cosine distance.
+    of student and teacher (`mse`).
     """
 
     cosine: float = 1.0
@@ -38,10 +38,10 @@ class SentenceStudent(nn.Module):
     """The module that is trained: the student's encoder, and the layers that map the encoder's pooled vector
     to the sentence vector.
 
-    A student that is already a sentence encoder keeps its own layers after the pooling. Any other student
-    gets copies of the teacher's layers. If the pooled vectors of student and teacher then have different
-    widths, a new linear layer before the copies maps the student's width to the teacher's width. The new
-    layer is saved with the student.
+    A student that is already a sentence encoder keeps its own layers. Any other student gets copies of the
+    teacher's layers. If the pooled vectors of student and teacher then have different widths, a new linear
+    layer before the copies maps the student's width to the teacher's width. The new layer is saved with the
+    student.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -74,9 +74,9 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
     """Returns the loss between the student's vector u_s (D,) and the teacher's vector u_t (D,) of each text.
     h_s and h_t are the last hidden states of student and teacher at a token. The terms are:
 
-            cosine  1 - cos(u_s, u_t)
-            mse     mean over D of (u_s - u_t)^2
-            hidden  mean over the hidden size of (h_s - h_t)^2, at each token
+        cosine  1 - cos(u_s, u_t)
+        mse     mean over D of (u_s - u_t)^2
+        hidden  mean over the hidden size of (h_s - h_t)^2, at each token
 
     If the student is not a `SentenceStudent`, its vectors are computed with the pooling of the teacher.
     """
@@ -94,16 +94,14 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of sequences or of
-    tokens in the whole step.
-    """
+    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """Returns a sentence for the user about the linear layer if the hidden states of student and teacher have
-    different widths, and otherwise an empty text. Raises `UserError` if the vocabularies differ, or if the
-    widths differ and the weight of `hidden` is not 0.
+    """Returns a sentence for the user if a linear layer maps the student's width to the teacher's, and
+    otherwise an empty text. Raises `UserError` if the vocabularies differ, or if the widths differ and the
+    weight of `hidden` is not 0.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

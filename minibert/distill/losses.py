@@ -34,10 +34,10 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """Returns the sum over all rows of the mean over the D_t elements of (W h_s - h_t)^2. h_s are the rows of
-    `student` (N, D_s), and h_t are the rows of `teacher` (N, D_t). W (D_t, D_s) is `projection`; None is the
-    identity. In TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd
-    for embeddings. TinyBERT's own code compares the padding tokens, too.
+    """Returns the sum over all rows of the mean over the D_t elements of (W h_s - h_t)^2. h_s and h_t are the
+    rows of `student` (N, D_s) and `teacher` (N, D_t). W (D_t, D_s) is `projection` (None: the identity). In
+    TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd for
+    embeddings. TinyBERT's own code compares the padding tokens, too.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -50,7 +50,7 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """Returns the log-softmax (N, K) of each column of `x` (N, K) over the rows of each sequence, in fp32 or
-    fp64. `offsets` (S + 1,) are the offsets of the `Batch` of S sequences.
+    fp64. `offsets` (S + 1,) are those of the `Batch` with S sequences.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
@@ -58,8 +58,7 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     lengths = torch.diff(offsets).long()
     # (N,) the number of each row's sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
-    # The maximum is subtracted to prevent an overflow of exp. It does not change the result, so it needs no
-    # gradient.
+    # The maximum prevents an overflow of exp. It does not change the result, so it needs no gradient.
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(
         0, sequence[:, None].expand(rows, columns), x.detach(), "amax")
     shifted = x - largest[sequence]
@@ -68,14 +67,14 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Returns a sum over sequences. For each sequence it adds the mean of two cross-entropies: one for the
-    start of the answer, and one for the end (Devlin et al. 2018, section 4.2). The softmax is over the tokens
-    of one sequence. In BERT's run_squad.py, the softmax is over the padding tokens, too.
+    """Returns the sum over sequences of the mean of two cross-entropies: one for the start of the answer, and
+    one for the end (Devlin et al. 2018, section 4.2). The softmax is over the tokens of one sequence. In
+    BERT's run_squad.py, the softmax is over the padding tokens, too.
 
-    `logits` (N, 2) has the start logit and the end logit of each of N tokens. `starts` and `ends` (S,),
-    int64, are the first and the last token of the answer, counted from 0 in each of S sequences. Token 0 is
-    [CLS], which means "no answer". Each value must be smaller than the length of its sequence. The values are
-    not checked, because a check would wait for the GPU.
+    `logits` (N, 2) has the start and end logits of N tokens. `starts` and `ends` (S,), int64, are the first
+    and the last token of the answer, counted from 0 in each of S sequences. Token 0 is [CLS], which means "no
+    answer". Each value must be smaller than the length of its sequence. This is not checked, because a check
+    would wait for the GPU.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -83,11 +82,11 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """Returns a sum over sequences, multiplied by the squared temperature. For each sequence it adds the mean
-    of two KL(teacher || student): one for the start of the answer, and one for the end.
+    """Returns the sum over sequences of T^2 times the mean of two KL(teacher || student): one for the start
+    of the answer, and one for the end. T is `temperature`.
 
-    `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. The paper's
-    "DistilBERT (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1).
+    `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. "DistilBERT
+    (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1).
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

@@ -26,8 +26,8 @@ class Method(NamedTuple):
     """The functions and settings of one method."""
 
     loss: Callable  # distilbert.py describes its arguments and results
-    weights: type  # a dataclass: the weights of the terms, and other settings of the loss
-    counts: Callable  # takes (step, weights); returns, for each term, the number by which its sum is divided
+    weights: type  # a dataclass: the weights of the terms and other settings
+    counts: Callable  # takes (step, weights); returns, for each term, the divisor of its sum
     # Takes (student's config, teacher's config, weights). Raises `UserError` if the two models cannot be
     # compared. Returns a sentence for the user, for example the layer map, or an empty text.
     fit: Callable
@@ -47,7 +47,7 @@ METHODS = {
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
     # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0). TinyBERT's
-    # own code has a learning rate of 5e-5 and 10 % warm-up. Here tinybert uses the values of `BERT`.
+    # own code has a learning rate of 5e-5 and 10 % warm-up.
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -74,7 +74,7 @@ def terms_of(method: str) -> tuple[str, ...]:
     """Returns the names of a method's loss terms, without figures that have no weight, such as the accuracy.
     """
     weights = METHODS[method].weights()
-    # only the keys of `counted` are used, so the numbers in the `Step` do not matter
+    # the numbers in the `Step` do not matter here
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 

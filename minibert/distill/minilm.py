@@ -1,6 +1,6 @@
 """Computes the losses of MiniLM and MiniLMv2. Both compare relations between the tokens of a sequence,
 computed from the queries, keys and values of the student's last layer and of one teacher layer. The losses
-use no labels, so the text may be masked or not. distilbert.py describes the arguments and results of a loss.
+use no labels. distilbert.py describes the arguments and results of a loss.
 """
 
 import math
@@ -86,23 +86,17 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """Returns the largest number up to 48 that divides all `widths`: the default number of relation heads.
-    For 312 and 768 the result is 24. The paper has 48 relation heads.
-    """
+    """Returns the largest number up to 48 that divides all `widths`. The paper has 48 relation heads."""
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
 
 def minilm_counts(step: Step, weights: MiniLMWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
-    step.
-    """
+    """Returns, for each loss term, the divisor of its sum: the number of sequences in the step."""
     return {"attention_relation": step.sequences, "value_relation": step.sequences}
 
 
 def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of sequences in the
-    step.
-    """
+    """Returns, for each loss term, the divisor of its sum: the number of sequences in the step."""
     return {"q_relation": step.sequences, "k_relation": step.sequences, "v_relation": step.sequences}
 
 

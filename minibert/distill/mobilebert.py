@@ -22,7 +22,7 @@ from minibert.model.encoder import Encoder, Trace
 
 @dataclass(frozen=True)
 class MobileBERTWeights:
-    """The weights of MobileBERT's loss terms as in the authors' code, and the layers that are compared."""
+    """The weights of MobileBERT's loss terms, as in the authors' code."""
 
     feature_map: float = 100.0
     mean: float = 5000.0
@@ -30,7 +30,7 @@ class MobileBERTWeights:
     attention: float = 1.0
     mlm: float = 0.5  # weight of the MLM term, alpha in the paper
     kd: float = 0.5  # weight of the KD term, 1 - alpha in the paper
-    temperature: float = 1.0  # temperature of the KD term; the paper has no temperature
+    temperature: float = 1.0  # temperature of KD; the paper has none
     layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 
 
@@ -39,11 +39,10 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     """Returns the loss of knowledge transfer for the layers in `weights.layers`. If the weight of `mlm` or
     `kd` is not 0, the loss of pre-training distillation is added.
 
-    The terms of the transfer are `feature_map`, `mean`, `variance` and `attention`. Each of these terms is
-    summed over the compared layers and divided by L, the number of all student layers. The attention term is
-    KL(a_t || a_s), averaged over the heads and rows of each sequence, where a_t and a_s are the attention
-    distributions of teacher and student. The authors' code averages the KL over all rows of a batch. The two
-    means are equal if all sequences have the same length.
+    Each term of the transfer (`feature_map`, `mean`, `variance` and `attention`) is summed over the compared
+    layers and divided by L, the number of all student layers. The attention term is KL(a_t || a_s), averaged
+    over the heads and rows of each sequence, where a_t and a_s are the attention distributions of teacher and
+    student. The authors' code averages the KL over all rows of a batch.
 
     The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. KD is
     the KL to the teacher. The authors' code minimises cross-entropies instead, with the same gradients.
@@ -51,7 +50,6 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
     distils = bool(weights.mlm or weights.kd)
-    # no layer above `deepest` is computed
     deepest = L if distils else max(layers)
     with torch.no_grad():
         teacher_trace = trace(teacher.encoder, micro, bool(layers), deepest)
@@ -110,8 +108,8 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """Returns the hidden states, queries, keys and values (`Trace`) of the layers up to layer `deepest`. If
-    `every_layer` is false, all layers are computed, but the `Trace` has only the last hidden states.
+    """Returns the hidden states, queries, keys and values of the layers up to layer `deepest`. If
+    `every_layer` is false, the `Trace` has only the last hidden states.
     """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
@@ -119,9 +117,7 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of tokens, of sequences
-    or of masked tokens in the whole step.
-    """
+    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
             "attention": step.sequences, "mlm": masked, "kd": masked, "accuracy": masked}
@@ -129,8 +125,8 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
     """Raises `UserError` if student and teacher cannot be compared layer by layer, if the teacher's
-    embeddings and head cannot be copied, or if all terms of the transfer, or all terms of the distillation,
-    have weight 0. Otherwise returns an empty text.
+    embeddings and head cannot be copied, or if all weights of the transfer or of the distillation are 0.
+    Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -24,7 +24,7 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """Returns the config of a DistilBERT student: the config of the BERT `teacher` with half of the layers
-    (or `layers` layers), no token types, no pooler and DistilBERT's `classifier_dropout`.
+    (or `layers` layers), and without token types and pooler.
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT has half the layers of a BERT, and the teacher is a MobileBERT: give "
@@ -46,7 +46,7 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     if layers not in (None, teacher.layers):
         raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
-    inside = teacher.hidden_size // 4  # as in the published models, where 128 is a quarter of 512
+    inside = teacher.hidden_size // 4  # as in the published models: 128 and 512
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}
@@ -56,7 +56,7 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
     """Returns the config of the preset `name`, but with the teacher's values of the fields listed in `same`.
     `layers` is the number of layers (None: that of the preset). `copied` says that the student will copy
-    layers of the teacher, so the activation and the LayerNorm epsilon must be the teacher's, too.
+    layers of the teacher.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -69,8 +69,8 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """Returns, for each student layer, the teacher layer (counted from 0) that it copies. Layer i of the
-    student is a copy of teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of
-    layers of teacher and student. For 12 and 6 layers the result is 0, 2, 4, 7, 9, 11, as in DistilBERT.
+    student copies teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers
+    of teacher and student. For 12 and 6 layers the result is 0, 2, 4, 7, 9, 11, as in DistilBERT.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -82,11 +82,10 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Returns the layer map g(0), g(1) ... g(L_s): student layer m imitates teacher layer g(m). L_s and L_t
-    are the numbers of layers of student and teacher. Layer 0 is the embedding output, and g(0) = 0.
-
-    If `given` is None, the map is uniform: g(m) = m L_t / L_s, rounded (Jiao et al. 2019). Otherwise, `given`
-    is the list g(1), ..., g(L_s).
+    """Returns the layer map g(0), g(1) ... g(L_s): student layer m imitates teacher layer g(m). Layer 0 is
+    the embedding output, and g(0) = 0. If `given` is None, g(m) is m L_t / L_s, rounded (Jiao et al. 2019),
+    where L_s and L_t are the numbers of layers of student and teacher. Otherwise, `given` is the list g(1),
+    ..., g(L_s).
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -110,19 +109,18 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     """Builds a student with the same kind of head as its teacher, on the teacher's device and in the
     teacher's mode (train or eval).
 
-    `shape` is the name of a preset or a `Config`. If `shape` is None, the student has the teacher's config
-    with half of the layers. `layers` replaces the number of layers of the shape. Without `layers`, the
-    student has one layer for each number in `layer_map`, except if `shape` is a `Config`.
+    `shape` is the name of a preset or a `Config` (None: the teacher's config with half of the layers).
+    `layers` replaces the number of layers of the shape. Without `layers`, the student has one layer for each
+    number in `layer_map`, except if `shape` is a `Config`.
 
     `init` says which weights are copied. "teacher" copies the embeddings, the head and the teacher layers in
     `layer_map`, which are numbered from 0 (None: the layers of `copied_layers`). "embeddings" copies only the
     embeddings and the head. "random" copies nothing, so the student may have any width. All other weights are
     random and depend on `seed`.
 
-    `fold_segments` is for a student without token types that copies the teacher's embeddings. If it is true,
-    the teacher's vector of token type 0 is added to every position vector, so that student and teacher
-    compute the same embeddings for a single text. If it is false, this vector is left out, as in DistilBERT's
-    original script.
+    `fold_segments` is for a student without token types. If it is true, the teacher's vector of token type 0
+    is added to every copied position vector, so that a single text has the same embeddings in student and
+    teacher. If it is false, this vector is left out, as in DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
@@ -133,7 +131,6 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
         origins = layer_map
         if layer_map is None:
             origins = copied_layers(config.layers, teacher.config.layers)
-        # checked before the student is built, to report an error early
         check_layers(config, teacher.config, origins)
         student = copied(teacher, same_head(teacher, config, pooler=True), origins, fold_segments)
     elif init == "embeddings":
@@ -153,8 +150,8 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """Returns a model with the config `config`, the teacher's kind of head, and torch's own initial weights.
-    If the teacher has no head, the model has a pooler only if `pooler` is true and the teacher has a pooler.
+    """Returns a new model with the given config and the teacher's kind of head. If the teacher has no head,
+    the model has a pooler only if `pooler` is true and the teacher has a pooler.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -163,9 +160,9 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
-    """Gives a model random weights, in place, and returns the model. The weights depend only on `seed` and
-    the config. All token types get the same vector. A random vector of token type 1 would stay untrained in
-    pre-training, whose text has only token type 0, and would add noise to text pairs in fine-tuning.
+    """Gives a model random weights, which depend only on `seed` and the config, and returns the model. All
+    token types get the same vector. A random vector of token type 1 would stay untrained in pre-training,
+    whose text has only token type 0, and would add noise to text pairs in fine-tuning.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -178,8 +175,8 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
 def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None, fold_segments: bool
            ) -> nn.Module:
     """Copies the teacher's weights into a student with the same kind of head, and returns the student.
-    `layers` has, for each student layer, the number (from 0) of the teacher layer that is copied. None: no
-    layers are copied.
+    `layers` has, for each student layer, the number (from 0) of the copied teacher layer (None: no layers are
+    copied).
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
@@ -195,7 +192,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
             raise UserError(f"the teacher has no {origin} that the student could copy: student and teacher "
                             "have different kinds of heads or token types")
         student_weights[name] = teacher_weights[origin]
-    # load_state_dict copies the values, so no tensor is shared with the teacher
+    # copies the values, so no tensor is shared with the teacher
     student.load_state_dict(student_weights, strict=False)
     token_types = encoder_of(teacher).segment
     if token_types is not None and encoder_of(student).segment is None and fold_segments:
@@ -218,7 +215,7 @@ OUTER_SIZES = {"vocab_size": "vocabulary", "hidden_size": "width", "max_position
 
 
 def check_vocabulary(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if the vocabularies differ, because student and teacher read the same token ids."""
+    """Raises `UserError` if the vocabularies of student and teacher differ."""
     check_equal(student, teacher, {"vocab_size": "vocabulary"}, "both read the same ids")
 
 

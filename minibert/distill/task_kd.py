@@ -5,8 +5,8 @@ and teacher (PKD, Sun et al. 2019).
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
 Each term is a sum over examples, divided by the number of examples of the whole step (L_hard: of examples
-with a label). The teacher computes its outputs and [CLS] states for all examples once, before training. Each
-batch contains them for its examples.
+with a label). The teacher's outputs and [CLS] states are computed once, before training, and are part of each
+batch.
 """
 
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """Returns the loss on the labels, summed over the examples that have a label: the cross-entropy for
     classes and spans, and the squared error for scores (regression). `labels` (S,) are the classes or scores
-    of S examples. -1 (class) and NaN (score) mean "no label". For spans, `labels` (S, 2) has the start and
-    the end of each answer, and `offsets` are the offsets of the `Batch`.
+    of S examples; -1 (class) and NaN (score) mean "no label". For spans, `labels` (S, 2) has the start and
+    the end of each answer, and `offsets` are those of the `Batch`.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
@@ -64,8 +64,8 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
              ) -> Tensor:
     """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
     For spans, the KL is the mean for start and end. For regression, returns the sum of the squared
-    differences between the scores of student and teacher. PKD's code divides the KL by the number of classes;
-    this function does not.
+    differences between the scores. PKD's code divides the KL by the number of classes; this function does
+    not.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -78,8 +78,8 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
 
 def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     """Returns the sum over examples of the mean squared difference between the [CLS] states of student and
-    teacher, scaled to length 1 as in the paper. `student_cls` and `teacher_cls` (S, P, D) have the [CLS]
-    states of P layers, of width D, for S examples.
+    teacher, scaled to length 1. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers,
+    of width D, for S examples.
 
     The mean is over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum, but
     the published values of beta (10 to 1000) are for the mean.
@@ -92,8 +92,9 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the micro-batch's part of (1 - alpha) L_hard + alpha L_soft of the whole step. Also returns,
-    for L_hard and for L_soft, the detached sum over the examples of the micro-batch, before the weight and
-    the division. A term with weight 0 is left out. `logits` are the outputs of `model` for the micro-batch.
+    for L_hard and for L_soft, the detached sum over the examples of the micro-batch, not yet multiplied by
+    the weight and divided. A term with weight 0 is left out. `logits` are the outputs of `model` for the
+    micro-batch.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:
@@ -108,8 +109,7 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the micro-batch's part of the step's loss, and the detached sum of each term over the
-    micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are compared. If
-    `layers` is empty, the loss has no patience term.
+    micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are compared.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)

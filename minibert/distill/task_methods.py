@@ -1,5 +1,5 @@
 """Lists all methods that learn a task from a teacher. The losses are in task_kd.py (kd and pkd), tinybert.py
-and theseus.py. All methods use the losses of task_kd.py for the labels and for the teacher's outputs.
+and theseus.py.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ class TaskMethod(NamedTuple):
     """The requirements and the default options of one method."""
 
     learns: str  # what the student learns, as a text for the help
-    needs_teacher: bool  # false: the method also works without a teacher, from the labels alone
+    needs_teacher: bool  # false: the method also works with the labels alone
     spans: bool  # true: the method can learn SQuAD
     cut: bool  # true: the student's layers must be copied from the teacher at the start
     defaults: dict  # default values of options of finetune.py that are used with --teacher
@@ -23,8 +23,8 @@ TASK_METHODS = {
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
-    # As in the MRPC command in the README of the original code. There, the probability of a replacement
-    # becomes 1 after 1,167 of 1,725 steps (68 %).
+    # The values are those of the MRPC command in the README of the original code. There, the probability of a
+    # replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
         "the labels, while student layers replace random groups of layers in the teacher",
         True, True, True,

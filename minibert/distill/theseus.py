@@ -1,13 +1,13 @@
 """Computes the loss of BERT-of-Theseus (Xu et al. 2020), which trains the student's layers inside the
 teacher.
 
-The teacher's layers are divided into groups, one group for each student layer. In step t, the student layer
-of a group replaces the teacher layers of the group with the probability p(t), the `replace_rate`. Embeddings,
-pooler and head are copies of the teacher's. Only the student's layers are trained. `output_loss` compares the
+The teacher's layers are divided into groups, one group for each student layer. In each step, the student
+layer of a group replaces the teacher layers of the group with a probability, the `replace_rate`. Embeddings,
+pooler and head are copies of the teacher's; only the student's layers are trained. The loss compares the
 outputs of this mixed model with the labels, and with the teacher's outputs if `alpha` is above 0.
 
-When p is 1, no teacher layer is used, and the training of the student's layers continues. So one run has both
-stages of the paper: training with teacher layers, then without teacher layers.
+When the probability is 1, the training continues without teacher layers. So one run has both stages of the
+paper.
 """
 
 import math
@@ -21,14 +21,14 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# The first argument of `uniform`. No other file uses this value.
+# The first argument of `uniform`. No other file uses this value, so the groups have their own random numbers.
 DRAW = 0x7E5E05
 
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
-    """Returns, for each student layer, the numbers (from 0) of the teacher layers that it replaces. The
-    groups come from the uniform layer map of `imitated_layers`. With 6 teacher layers and 4 student layers,
-    they are (0, 1), (2), (3) and (4, 5). In the original code all groups have the same size.
+    """Returns, for each student layer, the numbers (from 0) of the teacher layers that it replaces. With 6
+    teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5). In the original code all
+    groups have the same size.
     """
     if student_layers > teacher_layers:
         raise UserError("theseus replaces each group of teacher layers with one student layer, and a student "
@@ -49,20 +49,19 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Returns one bool for each group of teacher layers: True if its student layer replaces the group in this
-    step. `rate` is the probability of True. The result depends only on the arguments, so all micro-batches
-    and ranks of a step replace the same groups, even in a resumed run. The original code chooses the groups
-    again for each micro-batch.
+    """Returns one bool for each group of teacher layers: True, with probability `rate`, if its student layer
+    replaces the group. The result depends only on the arguments, so all micro-batches and ranks of a step
+    replace the same groups, even in a resumed run. The original code chooses the groups again for each
+    micro-batch.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
 
 def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
                  ) -> Tensor:
-    """Returns the outputs (logits) of the mixed model. If a group is replaced, its student layer is used;
-    otherwise its teacher layers are used. Gradients pass through the teacher's layers to the student's layers
-    below them, but the teacher's weights are not trained. As in the original code, the teacher's layers have
-    dropout: finetune.py sets the teacher to train mode.
+    """Returns the outputs (logits) of the mixed model. Gradients pass through the teacher's layers to the
+    student's layers below them, but the teacher's weights are not trained. As in the original code, the
+    teacher's layers have dropout: finetune.py sets the teacher to train mode.
     """
     groups = layer_groups(len(student.encoder.layers), len(teacher.encoder.layers))
     x = student.encoder.embed(micro.batch)
@@ -74,9 +73,7 @@ def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], m
 
 def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], weights: TaskWeights,
                  counts: dict[str, int], micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the `output_loss` of the outputs of `mixed_logits`: the loss of one micro-batch, and the sum of
-    each term.
-    """
+    """Returns the `output_loss` of the mixed model: the loss of one micro-batch, and the sum of each term."""
     return output_loss(student, mixed_logits(student, teacher, replaced, micro), weights, counts, micro)
 
 

@@ -1,6 +1,6 @@
 """Computes the loss of TinyBERT (Jiao et al. 2019, section 3.1), which compares the embeddings, hidden states
-and attention scores of student and teacher. The loss uses no labels, so the text may be masked or not.
-distilbert.py describes the arguments and results of a loss.
+and attention scores of student and teacher. The loss uses no labels. distilbert.py describes the arguments
+and results of a loss.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class TinyBERTWeights:
     """The weights of TinyBERT's loss terms (published: 1). A term with weight 0 is not computed."""
 
     embedding: float = 1.0
-    hidden: float = 1.0  # of a sum over the student's layers
-    attention: float = 1.0  # of a sum over the student's layers
+    hidden: float = 1.0  # weight of a sum over the student's layers
+    attention: float = 1.0  # weight of a sum over the student's layers
     # For each student layer, the teacher layer (from 1) that it learns from. None: the uniform map of
     # `imitated_layers`.
     layers: tuple[int, ...] | None = None
@@ -35,9 +35,8 @@ class TinyBERTStudent(nn.Module):
     embeddings) and W_h (for the hidden states). The projections map the student's states to the teacher's
     width. They are saved in checkpoints, but not with the final student.
 
-    Each student layer has a matrix W_h of its own; the paper does not say if all layers share W_h. The
-    projections have no bias, as in the paper. TinyBERT's own code has a single linear layer, with a bias, for
-    the embeddings and all hidden states.
+    Each student layer has a matrix W_h of its own; the paper does not say if all layers share W_h. TinyBERT's
+    own code has a single linear layer, with a bias, for the embeddings and all hidden states.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -75,8 +74,8 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
             for m in range(1, len(g)))
     # L_attn compares the attention scores before the softmax. According to the paper, training converges
-    # faster with the scores than with the probabilities. `queries` and `keys` have no entry for the
-    # embeddings, so layer m has the index m - 1.
+    # faster with the scores than with the probabilities. Layer m has the index m - 1, because the embeddings
+    # have no queries.
     if weights.attention:
         sums["attention"] = sum(
             attention_sum(student_trace.queries[m - 1], student_trace.keys[m - 1],
@@ -86,16 +85,14 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the number by which its sum is divided: the number of tokens or of
-    sequences in the whole step.
-    """
+    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
-    """Returns a sentence for the user that says which teacher layer each student layer imitates. Raises
-    `UserError` if the vocabularies differ, if no layer map fits the two models, or if the numbers of heads
-    differ (with the attention term).
+    """Returns a sentence for the user: which teacher layer each student layer imitates. Raises `UserError` if
+    the vocabularies differ, if no layer map fits the two models, or if the numbers of heads differ (with the
+    attention term).
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)

@@ -1,5 +1,5 @@
 """Computes the MLM cross-entropy and the distillation KL over the vocabulary. `vocab_loss_plain` defines the
-loss in a few lines of code. `vocab_loss` computes the same loss with less memory.
+loss. `vocab_loss` computes the same loss with less memory.
 
 A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h is the
 state of the MLM head, W are the word embeddings (tied), and b is the bias. z_s are the student's logits, z_t
@@ -9,7 +9,7 @@ the teacher's. In this file T is the temperature, not the sequence length.
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
 
 For 2,048 tokens and BERT's vocabulary, the logits take 250 MB in fp32. To save memory, the logits are
-computed in chunks of C rows. The gradients of a chunk are computed together with its loss:
+computed in chunks of C rows, together with the gradients of the loss:
 
     d KL / d z_s = T (softmax(z_s / T) - softmax(z_t / T))
     d MLM / d z_s = softmax(z_s) - onehot(label)
@@ -27,8 +27,7 @@ from torch import Tensor
 from minibert.model.batch import IGNORE
 
 # Matrix products are fast with many rows, so a chunk has 64 MB of logits. On a CPU, elementwise operations
-# are fast if their input fits in the cache, so they go through a chunk in tiles of 0.5 M logits (2 MB in
-# fp32).
+# are fast if their input fits in the cache, so they are computed in tiles of 0.5 M logits.
 CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
@@ -56,8 +55,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, VocabSums]:
     """Returns `mlm_weight` * MLM sum + `kl_weight` * KL sum, and the sums without weights (`VocabSums`). For
-    means instead of sums, the caller divides the weights by the number of tokens, or of masked tokens, in the
-    whole step.
+    means instead of sums, the caller divides the weights by the numbers of tokens in the whole step.
 
     `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the numbers of the M
     rows with a label, in order. If `labelled` is None, this function searches for these rows, and the CPU
@@ -81,7 +79,7 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """Returns the loss of `vocab_loss`, computed with the logits of all rows in memory."""
+    """Returns the loss of `vocab_loss`, with the logits of all rows in memory."""
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
     if teacher is not None:
@@ -112,7 +110,6 @@ class _VocabLoss(torch.autograd.Function):
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         full = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(kind, enabled=False):
-            # converted once, and not again for every chunk
             states, table, bias = states.to(low), table.to(low), bias.to(full)
             if terms.teacher is not None:
                 t_states, t_table, t_bias = terms.teacher
@@ -122,8 +119,8 @@ class _VocabLoss(torch.autograd.Function):
             grad_bias = torch.zeros_like(bias) if need_bias else None
             sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
             # The weights were divided by the number of tokens of the step, so the gradients of the logits are
-            # very small. In fp16 most of them would be rounded to 0. So the weights are multiplied by `up`,
-            # and at the end the gradients of states, table and bias are divided by `up`.
+            # very small. In fp16 most of them would become 0. So the weights are multiplied by `up`, and at
+            # the end the gradients are divided by `up`.
             up = 1.0
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
@@ -159,8 +156,7 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1, so the gradients need no product. On a GPU, the comparison
-        # with 1 would wait for the GPU.
+        # Without a loss scale, `grad_loss` is 1. On a GPU, the comparison with 1 would wait for the GPU.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -170,7 +166,7 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
                          marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
     """Replaces a chunk of logits z (C, V), which do not contain the bias, by the gradients of the loss. Adds
     the losses to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the chunk's
-    first row. `marked` are the numbers of the rows with a label, on the device of z.
+    first row. `marked` is `terms.labelled` on the device of z.
     """
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), tile):
@@ -202,7 +198,6 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
     """Returns two tensors for logits z_s and z_t (..., V): T^2 KL(softmax(z_t / T) || softmax(z_s / T)) for
     each row, and its gradient (..., V) with respect to z_s. T is `temperature`. Overwrites z_s and z_t.
     """
-    # in place, to save memory
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
     p_t, log_sum_t = _softmax(z_t.div_(temperature))
     # the KL is the sum of p_t (log p_t - log p_s), with log p = z - log sum exp(z)

@@ -15,8 +15,7 @@ OWN = "minibert-"  # the start of `model_type` in a file that transformers must 
 # In MobileBERT, transformers always uses this epsilon, not that of config.json, in two places: in the
 # LayerNorm of the embeddings, and in the LayerNorm after each layer's last feed-forward network.
 MOBILE_NORM_EPS = 1e-5
-# A config.json with a larger size is refused. In a damaged file, the size could make a model that fills the
-# memory.
+# Larger sizes are refused. A damaged file with a larger size could make a model that fills the memory.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
           "feed_forwards": 100}
 
@@ -93,8 +92,8 @@ def _attention_input(raw: dict) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """Returns the fields `labels` and `problem_type` of a `Config`. The labels are the names in id2label, in
-    the order of their ids, or LABEL_0, LABEL_1 and so on.
+    """Returns the fields `labels` and `problem_type` of a `Config`. Without id2label, the labels are LABEL_0,
+    LABEL_1 and so on.
     """
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
@@ -114,7 +113,7 @@ def _labels(raw: dict) -> dict:
 
 def _value(raw: dict, key: str, field: str, default):
     """Returns `raw[key]`, or `default` if the key is missing or null. Raises `UserError` if the value has
-    another type than `default` or is out of bounds. An int is accepted as a float.
+    another type than `default` or is out of bounds.
     """
     value = raw.get(key)
     if value is None:
@@ -137,7 +136,7 @@ def other_settings(raw: dict) -> dict:
 
 
 def difference(config: Config) -> str:
-    """Returns a text that names the feature of the model that `transformers` does not support, or ""."""
+    """Returns the feature of the model that `transformers` does not support, as a text, or ""."""
     c, mobile = config, config.architecture == "mobilebert"
     differences = {
         f"a DistilBERT with norm_eps {c.norm_eps}": c.architecture == "distilbert" and c.norm_eps != 1e-12,
@@ -152,8 +151,8 @@ def difference(config: Config) -> str:
 
 
 def describe(config: Config, head: str, dtype: str, others: dict | None = None) -> dict:
-    """Returns the content of config.json for a model. `dtype` is the precision of the stored weights, for
-    example "float32". `others` is the result of `other_settings` for the config.json that was loaded.
+    """Returns the content of config.json for a model. `dtype` is the precision of the stored weights.
+    `others` is the result of `other_settings` for the config.json that was loaded.
     """
     others, architecture = others or {}, config.architecture
     labels = {str(i): label for i, label in enumerate(config.labels)}

@@ -1,15 +1,12 @@
-"""Translates the names of modules and config fields between minibert (left in the tables `MODULES` and
-`FIELDS`) and Hugging Face (right). The first `{}` of a name is the number of the layer. In MobileBERT, a
-second `{}` is the number of a feed-forward network in the layer.
-
-A weight file may have tensors that minibert's model does not have: those in `TIED`, `DROPPED` and
-`HEAD_MODULES`.
+"""Translates the names of modules and config fields between minibert (left in the tables) and Hugging Face
+(right). The first `{}` of a name is the number of the layer. In MobileBERT, a second `{}` is the number of a
+feed-forward network in the layer.
 """
 
 import re
 
 HEADS = {  # the heads of BERT and MobileBERT
-    "mlm": "cls.predictions",  # only for the tensor mlm.bias, which has one value for each token id
+    "mlm": "cls.predictions",  # only for the tensor mlm.bias
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",
     "nsp": "cls.seq_relationship",
@@ -47,7 +44,7 @@ MODULES = {
         "encoder.layers.{}.up": "distilbert.transformer.layer.{}.ffn.lin1",
         "encoder.layers.{}.down": "distilbert.transformer.layer.{}.ffn.lin2",
         "encoder.layers.{}.output_norm": "distilbert.transformer.layer.{}.output_layer_norm",
-        "mlm": "vocab_projector",  # only for the tensor mlm.bias, which has one value for each token id
+        "mlm": "vocab_projector",  # only for the tensor mlm.bias
         "mlm.dense": "vocab_transform",
         "mlm.norm": "vocab_layer_norm",
         "pre_classifier": "pre_classifier",
@@ -83,7 +80,7 @@ MODULES = {
     },
 }
 
-# Some files store a tensor under two names. `TIED` maps the second name to the first name.
+# Some files store a tensor under two names. `TIED` maps the second name to the first.
 TIED = {architecture: {
     "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}
@@ -92,8 +89,8 @@ TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embe
 DROPPED = (  # patterns for the names of tensors that no model of minibert has
     # Old versions of transformers store two constants: the positions 0, 1, 2 ... and the token types, all 0.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
-    # TinyBERT's files have matrices that map the student's hidden states to the teacher's width. Only
-    # TinyBERT's distillation needs them.
+    # TinyBERT's distillation needs these matrices, which map the student's hidden states to the teacher's
+    # width.
     r"fit_dense\.(weight|bias)",
     r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has several such matrices
 )
@@ -112,7 +109,7 @@ CLASSES = {architecture: {
 } for architecture, name in (("bert", "Bert"), ("distilbert", "DistilBert"), ("mobilebert", "MobileBert"))}
 del CLASSES["distilbert"]["pretraining"]  # DistilBERT has no next-sentence head
 
-FIELDS = {  # for each architecture, the fields of `Config` and Hugging Face's names
+FIELDS = {
     "bert": {
         "vocab_size": "vocab_size",
         "hidden_size": "hidden_size",
@@ -147,13 +144,12 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# Some config.json files on the hub have an unusual name for a field. `ALIASES` maps this name to the usual
-# name. If a config.json has both names, the value of the unusual name is used.
+# Unusual field names in some config.json files on the hub, and the usual names. If a config.json has both
+# names, the value of the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# `save` computes most of these keys from the model, and does not copy them from the config.json that was
-# loaded. The rest of `NOT_KEPT` describes the loaded folder, for example the version of transformers that
-# wrote it.
+# `save` does not copy these keys from the config.json that was loaded. It computes most of them from the
+# model. The rest of `NOT_KEPT` describes the loaded folder.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
@@ -170,16 +166,14 @@ ATTENTION_INPUT = {  # values of `attention_input` in minibert, and fields of Hu
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# In a file of an encoder without a head, the names of the tensors start with one of these prefixes.
+# the starts of tensor names in a file of an encoder without a head
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """Translates the name of a tensor with the table `modules`. Returns None if the module is not in the
-    table, or if the name does not end with "weight" or "bias".
-    """
+    """Translates the name of a tensor with the table `modules`. Returns None if it is not in the table."""
     module, _, leaf = name.rpartition(".")
     number = r"(?<=\.)\d+(?=\.)"
     numbers, module = re.findall(number, module), re.sub(number, "{}", module)
@@ -190,22 +184,20 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 def to_hf(name: str, architecture: str) -> str:
     """Returns Hugging Face's full name of the tensor that minibert calls `name`, or `name` itself if it is
-    not in the table. Full names of an encoder's tensors begin with "bert.", "distilbert." or "mobilebert.".
+    not in the table.
     """
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """Returns minibert's name of the tensor that Hugging Face calls `name` (a full name), or None if the name
-    is not in the table.
+    """Returns minibert's name of the tensor with Hugging Face's full name `name`, or None if it is not in the
+    table.
     """
     return translate(name, {hf: own for own, hf in MODULES[architecture].items()})
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """Returns the full name of a tensor that has the old or short name `name` in a Hugging Face file. The old
-    names `gamma` and `beta` become `weight` and `bias`. For an encoder without a head, the architecture is
-    added at the start.
+    """Returns the full name of a tensor that has the old or short name `name` in a Hugging Face file.
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

@@ -1,8 +1,8 @@
 """Loads and saves models in Hugging Face's layout.
 
 Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor.
-There are two exceptions. hf_names.py lists additional tensors that a file may have. A head for classification
-or spans that the file lacks gets new weights.
+There are two exceptions. hf_names.py lists additional tensors that a file may have. A missing head for
+classification or spans gets new weights.
 """
 
 import os
@@ -45,22 +45,20 @@ class Beside:
 
 def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin: bool = False,
          **changes) -> nn.Module:
-    """Loads a model from a folder or from the Hugging Face hub. The model is in eval mode, in fp32, on the
-    CPU.
+    """Loads a model from a folder or from the Hugging Face hub, in eval mode, in fp32, on the CPU.
 
     `head` is "encoder", "mlm", "pretraining", "classification" or "span" (None: the head of the checkpoint).
     If `head` is "classification" or "span" and the checkpoint has no such head, the head gets new random
     weights, and a warning names the new tensors.
 
-    `changes` replace fields of the `Config`, for example `dropout=0.0`. If `changes` has `labels`, the
-    classifier gets new random weights. The attention dropout is 0 unless `changes` sets another value; the
-    value in config.json is ignored. With `legacy_bin`, which only weights/convert.py uses, pytorch_model.bin
-    is read if there is no model.safetensors.
+    `changes` replace fields of the `Config`. If `changes` has `labels`, the classifier gets new random
+    weights. The attention dropout is 0 unless `changes` sets another value; the value in config.json is
+    ignored. With `legacy_bin`, pytorch_model.bin is read if there is no model.safetensors.
 
     The attribute `sentences` of the model says how `embed` computes a sentence vector. The attribute `beside`
     has the contents of the folder that the model does not use. Both are empty if `head` names another head
     than that of the checkpoint, or if `changes` has `labels` or `problem_type`. But if `head` is "encoder",
-    `sentences` is read even in these cases, and `beside` has only the files of sentence-transformers.
+    the files of sentence-transformers are always read.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -77,8 +75,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # The classifier of the checkpoint is left out if `changes` has new labels. If minibert does not know the
-    # checkpoint's head, the classifier is left out because it belongs to another task.
+    # A classifier for other labels, or of a head that minibert does not know, belongs to another task.
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -122,7 +119,7 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
 
 
 def config_and_head(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """Returns the `Config` and the head that config.json states (None: it states no head)."""
+    """Returns the `Config` and the head that config.json states (None: no head)."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
@@ -133,8 +130,8 @@ def head_of(model: nn.Module) -> str:
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model with the head `head`, whose tensors have shapes but no memory yet. Also returns the
-    prefix of the model's tensor names in hf_names.py.
+    """Returns a model whose tensors have shapes but no memory yet. Also returns the prefix of the model's
+    tensor names in hf_names.py.
     """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
@@ -143,9 +140,8 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Returns three values: a dict from minibert's names to the tensors of a folder, a dict from minibert's
-    names to the names in the files, and an error message if a tensor is stored twice with different values
-    (otherwise ""). Tensors with unknown names stay in the dicts, so that `_check_tensors` can report them.
+    """Returns a dict from minibert's names to the tensors, a dict from minibert's names to the names in the
+    files, and an error message if a tensor is stored twice with different values (otherwise "").
     """
     full, untied = {}, ""
     for name, tensor in tensors.items():
@@ -180,8 +176,7 @@ def _head_of_tensors(renamed: Iterable[str]) -> str:
 
 
 def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors that need new weights, because the checkpoint has no such
-    classification or span module.
+    """Returns the names of the tensors in classification and span modules that the checkpoint does not have.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
             if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & renamed.keys()]
@@ -244,20 +239,21 @@ def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str,
 def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None,
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and, if `tokenizer` is given, the tokenizer's files.
-    Also writes the contents of `model.beside` for other libraries.
+    Also writes the contents of `model.beside` for other libraries. Raises `UserError` if a weight is not
+    finite.
 
-    `transformers` can load the files. If `transformers` does not support the model, a warning gives the
-    reason, and `model_type` in config.json begins with "minibert-", so that `transformers` refuses the files.
+    If `transformers` does not support the model, a warning gives the reason, and `model_type` in config.json
+    begins with "minibert-", so that `transformers` refuses the files.
 
-    `dtype` is the precision of the stored weights, for example `torch.float16` (None: the model's). `card` is
-    markdown for the model card. The model in an existing folder is replaced, and other files in the folder
-    stay. If saving is interrupted, the folder has the complete old model, the complete new model or no
-    config.json; `load` refuses a folder without config.json. Raises `UserError` if a weight is not finite.
+    `dtype` is the precision of the stored weights (None: the model's). `card` is markdown for the model card.
+    The model in an existing folder is replaced, and other files in the folder stay. If saving is interrupted,
+    the folder has the complete old model, the complete new model or no config.json; `load` refuses a folder
+    without config.json.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # As in transformers, the tensor names of an encoder get no prefix. But if tensors of an unused head are
-    # saved with it, the encoder's tensors have the names that they have in a model with a head.
+    # As in transformers, the tensor names of an encoder get no prefix. But beside the tensors of an unused
+    # head, the names are those in a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -274,8 +270,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
              else to_hf(name, config.architecture): tensor for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
-    # All new files are complete on the disk before an old file is replaced. The old config.json is removed
-    # first, and the new one is moved to the folder last, because a folder without config.json does not load.
+    # All new files are complete on the disk before an old file is replaced. A folder without config.json does
+    # not load, so the old config.json is removed first, and the new one is moved last.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")

@@ -22,9 +22,7 @@ WHAT = {
 
 def model_card(model: nn.Module, head: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
-    """Returns the text of a model card: YAML front matter, a description of the model, the markdown text
-    `extra`, and code that loads the model.
-    """
+    """Returns the text of a model card, with the markdown text `extra`."""
     c = model.config
     sentences = getattr(model, "sentences", None)
     sentences = sentences is not None and not sentences.refused

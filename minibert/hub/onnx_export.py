@@ -1,8 +1,8 @@
-"""Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra. Programs that run ONNX
-files pass padded batches, so `Padded` wraps a model of minibert and computes attention on padded rows.
+"""Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra. ONNX files take padded
+batches, so `Padded` wraps a model of minibert and computes attention on padded rows.
 
 In the shapes, S is the number of sequences, T the length of a padded row, H the number of heads, E the head
-size, D the hidden size, V the size of the vocabulary and K the number of classes.
+size, D the hidden size, V the vocabulary size and K the number of classes.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ TOLERANCE = 1e-5  # an fp32 file is refused if its `deviation` from the model is
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """Computes attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape (S,
-    H, T, E). `keep` (S, T) is True for tokens and False for padding. The results for padding have no meaning.
+    H, T, E). `keep` (S, T) is True for tokens and False for padding.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
     # With -inf, the softmax of a row that has only padding would be NaN.
@@ -61,9 +61,9 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 class Padded(nn.Module):
     """A model of minibert that takes padded batches, in eval mode only. The inputs are the token ids, the
-    mask (1 for tokens, 0 for padding) and the token types, each (S, T) int64. The outputs have the names in
-    `OUTPUTS`: (S, K) for a classifier, and (S, T, ...), one output for each token, for all other models. The
-    outputs for padding have no meaning. The weights are shared with `model`, not copied.
+    mask (1 for tokens, 0 for padding) and the token types, each (S, T) int64. The outputs, named in
+    `OUTPUTS`, are (S, K) for a classifier, and (S, T, ...) for all other models. The outputs for padding have
+    no meaning. The weights are shared with `model`.
     """
 
     def __init__(self, model: nn.Module):
@@ -103,25 +103,21 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """Returns the outputs of the model for a packed batch, in the order of `OUTPUTS`: one row for each
-    sequence (classifier) or for each token (all other models).
-    """
+    """Returns the outputs of the model for a packed batch, in the order of `OUTPUTS`."""
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Removes the rows of padding from padded outputs. The outputs of a classifier, one row for each
-    sequence, are returned unchanged.
+    """Removes the rows of padding from padded outputs. The outputs of a classifier have no padding and are
+    returned unchanged.
     """
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Makes one random batch for each entry of `CHECKED`. Returns pairs of a batch and the length of its
-    padded rows.
-    """
+    """Returns one random batch for each entry of `CHECKED`, with the length of its padded rows."""
     config, rng, most = model.config, np.random.default_rng(0), model.config.max_positions
     made = []
     for lengths, padded in CHECKED:
@@ -173,7 +169,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    with quiet("torch.onnx"):  # torch's messages are not needed, because `save_onnx` checks the file
+    with quiet("torch.onnx"):  # `save_onnx` checks the file
         torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
                           output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
                           opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
@@ -188,8 +184,8 @@ def tidy(proto) -> None:
 
     torch stores each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The
     quantiser finds only weights that are a direct input of a matrix product. So `tidy` transposes these
-    weights and removes their Transpose operators. The word embedding matrix of an MLM model is not
-    transposed, because the embedding layer reads its rows.
+    weights and removes their Transpose operators. The word embeddings of an MLM model are not transposed,
+    because the embedding layer reads their rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -215,9 +211,8 @@ def tidy(proto) -> None:
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     """Writes `target`: a copy of the fp32 file `source` with its embeddings and its products with weights in
-    int8. In each weight matrix of a product, each output column has its own scale. In each product, all
-    activations of a batch have the same scale, so the outputs for a sentence depend slightly on the other
-    sentences in its batch.
+    int8. Each output column of a weight matrix has its own scale. In each product, all activations of a batch
+    have the same scale, so the outputs for a sentence depend slightly on the other sentences in its batch.
 
     With `reduce_range`, the int8 weights have 7 bits. Some processors add two products of 8-bit numbers in 16
     bits. With 8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
@@ -225,7 +220,7 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet(""):  # the hidden warning recommends an optimisation that changes nothing here
+    with quiet(""):  # the warning recommends an optimisation that changes nothing here
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
 
@@ -240,7 +235,7 @@ def open_file(path: Path):
 
 def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tensor, ...]:
     """Runs the ONNX file of `model` on a batch that is padded to `length`. Returns the outputs without
-    padding, as `packed_outputs` does.
+    padding.
     """
     inputs = pad(batch, model.config.pad_id, length)
     feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
@@ -268,12 +263,11 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     Returns the `deviation` of the ONNX file from the model.
 
     The ONNX file is model.onnx. If `bits` is 8 or 7, it is model_quantized.onnx, with weights in 8 or 7 bits
-    (`quantize_file`). `judge` gets the path of the quantised file before the file is moved to `folder`, and
-    can refuse it with a `UserError`.
+    (`quantize_file`). `judge` gets the path of the quantised file, and can refuse the file with a
+    `UserError`.
 
-    Before any file is moved to `folder`, the fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises
-    `UserError` and writes nothing if the `onnx` extra is missing, if the model cannot be exported, if the
-    check fails, or if `judge` refuses the file.
+    The fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises `UserError` and writes nothing if the model
+    cannot be exported, if the check fails, or if `judge` refuses the file.
     """
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model in `_orig_mod`
     config, head, folder = model.config, head_of(model), Path(folder)

@@ -1,7 +1,5 @@
-"""Makes a smaller model from the weights of a larger model, without training. The new model has fewer layers,
-a smaller feed-forward size, fewer positions or another vocabulary, but the same kind of head.
-
-The new model must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This training
+"""Makes a smaller model from the weights of a larger model, without training. The new model has the same kind
+of head and must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This training
 takes much less time than training from random weights. The bundled teacher in weights/ began as such a model.
 """
 
@@ -43,10 +41,9 @@ LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a l
 def keep_units(model: nn.Module, units: int) -> nn.Module:
     """Returns a copy of the model with only `units` feed-forward units in each layer.
 
-    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. w_in are the
-    input weights of the unit, and w_out its output weights. All units have the same input x, which comes from
-    a LayerNorm. So the product of norms |w_in| |w_out| estimates the effect of a unit. The units with the
-    largest products are kept.
+    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. All units have
+    the same input x, which comes from a LayerNorm. So the product |w_in| |w_out| of the norms of its weights
+    estimates the effect of a unit. The units with the largest products are kept.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -69,8 +66,8 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     model.
 
     A token of both vocabularies keeps its word embedding. The old tokenizer divides a new token into old
-    tokens. The word embedding of the new token is the mean of the old tokens' word embeddings. The additional
-    columns of MobileBERT's MLM head are computed in the same way.
+    tokens, and the new token gets the mean of their word embeddings. The additional columns of MobileBERT's
+    MLM head are computed in the same way.
 
     In an MLM head, the bias of a token is roughly the log of the token's frequency. A new token is rarer than
     each of its old tokens, so it gets their smallest bias.

@@ -1,5 +1,5 @@
-"""Reads and writes the files of sentence-transformers in a model's folder. The settings in these files say
-how `embed` computes a sentence vector.
+"""Reads and writes the files of sentence-transformers in a model's folder, which say how `embed` computes a
+sentence vector.
 
     modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
     1_Pooling/config.json               the settings of the module Pooling
@@ -27,9 +27,7 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# `embed` accepts these settings of sentence_bert_config.json. It refuses the model if any other setting is
-# neither empty nor false. `_pooling` reads max_seq_length, do_lower_case and module_output_name. The rest
-# does not change a vector.
+# `embed` refuses a model with another setting in sentence_bert_config.json, unless it is empty or false.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
@@ -41,8 +39,8 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
     a dict from the paths of the files of sentence-transformers to their contents.
 
     In the old layout with 0_Transformer/, modules.json is in the parent folder. If a file is damaged or a
-    setting is not supported, the field `refused` of the `SentencePooling` has the reason. `embed` then
-    refuses the model, but the model can be loaded for other uses.
+    setting is not supported, `SentencePooling.refused` has the reason. `embed` then refuses the model, but
+    `load` does not.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -75,9 +73,8 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """Returns the files that describe `pooling`, as a dict from paths to contents. `hidden_size` is the
-    model's. `shared` is the content of config_sentence_transformers.json, which has the prompts and
-    `pooling.width`.
+    """Returns the files that describe `pooling`, as a dict from paths to contents. `shared` is the content of
+    config_sentence_transformers.json, which has the prompts and `pooling.width`.
     """
     files = {SHARED: shared} if shared else {}
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
@@ -118,15 +115,15 @@ def _modules(root: Path) -> list[dict]:
     if not isinstance(modules, list):
         raise UserError(f"{file} is not a list of modules")
     for module in modules:
-        # another path could name any file of the machine
+        # a path with "/" or ".." could name any file of the machine
         if Path(module["path"]).name != module["path"] or module["path"] == "..":
             raise UserError(f"{file}: {module['path']!r} is not the name of a folder beside it")
     return modules
 
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
-    """Returns the files with the settings and weights of a module. If `legacy_bin` is true, pickled weights
-    are converted to safetensors. Otherwise, a module with only pickled weights is a `UserError`.
+    """Returns the files with the settings and weights of a module. Converts pickled weights to safetensors if
+    `legacy_bin` is true, and otherwise raises `UserError` for pickled weights.
     """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
@@ -191,9 +188,7 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """Returns the kinds of pooling in the settings of a Pooling module: `pooling_mode`, otherwise the true
-    fields of `SWITCHES`, otherwise the mean.
-    """
+    """Returns the kinds of pooling in the settings of a Pooling module; the default is the mean."""
     modes = settings.get("pooling_mode")
     if modes is None:
         on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]

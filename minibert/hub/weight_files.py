@@ -1,6 +1,4 @@
-"""Reads the weights of a model folder (one safetensors file, or several shards), and writes one safetensors
-file.
-"""
+"""Reads the weights of a model folder, and writes one safetensors file."""
 
 import hashlib
 import os
@@ -19,8 +17,8 @@ from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_fol
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
-    """Returns all tensors of a model folder, as a dict from the names in the files to the tensors. With
-    `legacy_bin`, pickled .bin files are read if there is no safetensors file.
+    """Returns all tensors of a model folder, with their names in the files. With `legacy_bin`, pickled .bin
+    files are read if there is no safetensors file.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
                                ("pytorch_model", ".bin", read_bin)):
@@ -52,7 +50,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
 
 
 def weights_hash(name: str | Path) -> str:
-    """Returns a hash of the weight files of a model in a folder or on the hub."""
+    """Returns a hash of the weight files of a model."""
     folder, digest = local_folder(name), hashlib.sha256()
     for pattern in (*SAFETENSORS_FILES, *BIN_FILES):
         for file in sorted(folder.glob(pattern)):

@@ -52,7 +52,7 @@ class FastLayer(nn.Module):
         return self.output_norm(x + self.down(self.up(x))), q, k, v
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Raises `UserError` if `mode` is true, because a fast copy cannot be trained."""
+        """Raises `UserError` if `mode` is true."""
         if mode:
             raise UserError("a fast model is for inference only; train the model that it was made from")
         return super().train(mode)
@@ -64,19 +64,17 @@ class FastLayer(nn.Module):
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     """Returns a copy of `model` for inference, which is called like `model`. The copy shares the tensors of
-    embeddings, norms and heads with `model`, and cannot be trained or saved. Its attribute `kernels` is a
-    text that names the kernels.
+    embeddings, norms and heads with `model`, and cannot be trained or saved. Its attribute `kernels` names
+    the kernels.
 
     `mode` is the precision of the encoder's matrix products:
 
     - "fp32"
     - "bf16", only on hardware with native bf16
-    - "fp16": on CUDA, weights and arithmetic are in fp16; on a CPU, the weights are stored in fp16 and the
-      arithmetic is in fp32
+    - "fp16": on CUDA, weights and arithmetic are in fp16; on a CPU, only the stored weights are in fp16
     - "int8", only on CPUs
 
-    Raises `UserError` if the model is no BERT or DistilBERT, or if the device does not support the mode,
-    because a mode is never emulated with slower arithmetic.
+    Raises `UserError` if the model is no BERT or DistilBERT, or if the device does not support the mode.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps a model and stores it as `_orig_mod`
     product, kernels = kernels_of(mode, next(model.parameters()).device)
@@ -84,7 +82,7 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
     if foreign is not None:
         raise UserError("a fast copy can be made of a BERT or DistilBERT only, and this model has layers of "
                         f"the class {type(foreign).__name__}")
-    # `deepcopy` does not copy the tensors in this dict, so the copy shares them with the model
+    # `deepcopy` copies no tensor of this dict, so the copy shares the model's tensors
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared).eval()
     encoder = encoder_of(made)
@@ -119,7 +117,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits. The weights are converted once, here. Autocast would
-    convert them in each forward pass.
+    """Makes a module for a matrix product in 16 bits. Unlike autocast, `rounded` converts the weights only
+    once.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

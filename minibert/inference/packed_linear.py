@@ -2,10 +2,8 @@
 
 Each class is a module that maps x (N, in) to y (N, out) for N tokens. A module is made from a weight (out,
 in), a bias (out,) and the name of an activation (or None). All classes except `Plain` pack the weights once:
-they store them in the order that the matrix kernel needs. Row i of y depends only on row i of x.
-
-Only this file of the project uses torch's private operators. The method `runs` returns False if the installed
-torch does not have these operators for this processor.
+the weights are stored in the order that the matrix kernel needs. Row i of y depends only on row i of x. Only
+this file uses torch's private operators.
 """
 
 import contextlib
@@ -21,15 +19,14 @@ from minibert.common.errors import UserError
 from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# On a processor with AVX2 but without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain
-# product if x has at most FEW_TOKENS tokens (docs/inference.md).
+# With AVX2 but without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain product for at
+# most FEW_TOKENS tokens (docs/inference.md).
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0
 
 
 class Plain(nn.Module):
     """Computes the product and the activation with torch's usual functions, in the precision of the weight.
-    `Plain` is used on GPUs, and on CPUs where `Packed` does not run.
     """
 
     name = "torch's linear"
@@ -48,8 +45,8 @@ class Plain(nn.Module):
 
 class Packed(Plain):
     """Computes the product and the activation with one kernel of oneDNN, in fp32 or bf16. On processors
-    without AVX-512, the plain product in fp32 is faster for more than FEW_TOKENS tokens, so the module also
-    stores an fp32 weight that is not packed.
+    without AVX-512, `Plain` is faster in fp32 for more than FEW_TOKENS tokens, so the module also stores a
+    weight that is not packed.
     """
 
     name = "oneDNN on packed weights"
@@ -83,8 +80,8 @@ class Packed(Plain):
 
 
 class HalfWeights(nn.Module):
-    """Computes products in fp32 from weights that are stored in fp16 (11 significant bits). FBGEMM converts
-    the weights to fp32 when it reads them. FBGEMM's kernel is fast if x has few tokens.
+    """Computes products in fp32 from weights that are stored in fp16 (11 significant bits). The kernel of
+    FBGEMM is fast if x has few tokens.
     """
 
     name = "FBGEMM on weights in fp16"
@@ -99,7 +96,7 @@ class HalfWeights(nn.Module):
 
     @staticmethod
     def runs() -> bool:
-        """Returns True if the installed torch has FBGEMM's operators for this processor."""
+        """Returns True if the installed torch has FBGEMM for this processor."""
         return _has_fbgemm()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,8 +111,7 @@ class Int8(nn.Module):
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
     kernels accept only one scale for all tokens. So each row of x is divided by its s, the kernel gets the
-    scale 1, and the result is multiplied by s. All subclasses give the same results, because sums of integers
-    are exact.
+    scale 1, and the result is multiplied by s.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None):
@@ -141,7 +137,7 @@ class Int8(nn.Module):
     @classmethod
     @cache
     def runs(cls) -> bool:
-        """Returns True if the installed torch has the operators of the class for this processor."""
+        """Returns True if the installed torch has the operators for this processor."""
         try:
             return cls.weight_range() > 0
         except (AttributeError, RuntimeError):
@@ -153,10 +149,9 @@ class Int8(nn.Module):
         """Returns the largest absolute value that a quantised weight may have on this processor: 127, or 63
         if a test product with weights of 127 overflows.
 
-        Without the dot-product instructions (VNNI), a kernel adds two products of 8-bit numbers in 16 bits.
-        The kernel stores x + 128, which is at most 255. With weights up to 63, the sum of two products is at
-        most 2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may overflow without an
-        error.
+        Without the dot-product instructions (VNNI), a kernel adds two products of a weight and x + 128 (at
+        most 255) in 16 bits. With weights up to 63, the sum is at most 2 x 255 x 63, which fits into 16 bits.
+        With weights up to 127, the sum may overflow without an error.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -213,9 +208,7 @@ class OneDnnInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and the packed weights. x is rounded here, because the kernel does
-        not round x.
-        """
+        """Returns the product of round(x) and the packed weights. The kernel itself does not round x."""
         x = x.add_(128).round_().to(torch.uint8)  # in this order, x is rounded exactly as by FBGEMM
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")
@@ -223,9 +216,9 @@ class OneDnnInt8(Int8):
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. Without AMX, oneDNN is not
-    faster than FBGEMM (docs/inference.md), so FBGEMM is used if it runs. With AMX, both kernels are measured
-    once, in some milliseconds, and the faster kernel is returned.
+    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. Without AMX, FBGEMM is used
+    if it runs, because oneDNN is not faster (docs/inference.md). With AMX, both kernels are measured once,
+    and the faster kernel is used.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():
@@ -234,9 +227,9 @@ def best_int8() -> type[Int8] | None:
 
 
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
-    """Returns the shortest time of several products with this kernel, in seconds."""
+    """Measures several products and returns the shortest time, in seconds."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
-    for _ in range(6):  # the first product is slow, because it also prepares the kernel
+    for _ in range(6):  # the first product is slow
         begun = time.perf_counter()
         product(x)
         taken.append(time.perf_counter() - begun)
@@ -249,7 +242,7 @@ def _has_fbgemm() -> bool:
 
 @contextlib.contextmanager
 def _fbgemm():
-    """In a `with` block of `_fbgemm`, torch packs weights for FBGEMM."""
+    """Lets torch pack weights for FBGEMM in a `with` block."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

@@ -1,5 +1,5 @@
-"""Runs inference on many texts. The texts are sorted by length and packed into batches. The results have the
-order of the given texts.
+"""Runs inference on many texts, sorted by length and packed into batches. The results have the order of the
+given texts.
 """
 
 import sys
@@ -32,7 +32,7 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
     """Returns the outputs of the model for all examples, in fp32 and in the order of the examples. A
     classifier's result has one row of logits for each example. A span model's result has one row for each
     token of all examples: a start logit and an end logit. A batch has at most `micro_tokens` tokens, or a
-    single longer example. After each batch, `progress` is called with the number of its tokens.
+    single longer example. `progress` is called with the number of tokens of each batch.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -53,8 +53,7 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
 
 def encode_checked(tokenizer: Tokenizer, texts, pairs, max_length: int, config: Config) -> Examples:
     """Checks and tokenises a list of texts. `pairs` has the second texts of pairs, or is None. Raises
-    `UserError` if an element is not a text (the message has the index of the element), or if a model with
-    this `config` cannot read the texts.
+    `UserError` if an element is not a text, or if a model with this `config` cannot read the texts.
     """
     texts, pairs = as_texts(texts, "texts"), None if pairs is None else as_texts(pairs, "pairs")
     for name, given in (("texts", texts), ("pairs", pairs or [])):
@@ -78,13 +77,13 @@ def as_texts(given, name: str) -> list:
 def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
             pairs: list[str] | None = None, *, max_length: int | None = None,
             runtime: Runtime | None = None) -> np.ndarray:
-    """Returns the logits of a classifier for n texts or pairs of texts: (n, K) for K classes. A regression
-    model gives scores (n, 1).
+    """Returns the logits of a classifier for n texts, or for n pairs of texts with the second texts in
+    `pairs`: (n, K) for K classes. A regression model gives scores (n, 1).
 
-    `pairs` has the second texts of the pairs. `model.config.labels` has the names of the classes. If
-    `model.config.problem_type` is multi_label_classification, the sigmoid of a logit is the probability of
-    its label. Texts longer than `max_length` tokens (default: the model's number of positions) are cut.
-    Raises `UserError` if the model is no classifier, or if an element is not a text.
+    `model.config.labels` has the names of the classes. If `model.config.problem_type` is
+    multi_label_classification, the sigmoid of a logit is the probability of its label. Texts longer than
+    `max_length` tokens (default: the model's number of positions) are cut. Raises `UserError` if the model is
+    no classifier, or if an element is not a text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -99,7 +98,7 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
 def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
                runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
     """Returns one list for each [MASK] in a text or a pair of texts: the `best` most likely tokens with their
-    probabilities. Raises `UserError` if the text has no [MASK], or more tokens than the model has positions.
+    probabilities. Raises `UserError` if the text has no [MASK], or too many tokens for the model.
     """
     runtime, training = runtime or where_it_is(model), model.training
     ids, segments = tokenizer.encode([text], None if pair is None else [pair], max_length=sys.maxsize)
@@ -127,9 +126,9 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
     the mean of the last hidden states of all tokens, [CLS] and [SEP] included (Reimers and Gurevych 2019,
     section 3), scaled to length 1.
 
-    Texts longer than `max_length` tokens are cut. The default of `max_length` is the limit in the files of
-    sentence-transformers, but at most the model's number of positions. Raises `UserError` if the files need a
-    feature that minibert does not support.
+    Texts longer than `max_length` tokens are cut. The default of `max_length` is the limit in these files,
+    but at most the model's number of positions. Raises `UserError` if the files need a feature that minibert
+    does not support.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)

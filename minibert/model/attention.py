@@ -2,7 +2,7 @@
 
 `attend_one` defines attention for one sequence: `softmax(Q K' / sqrt(E)) V`, where K' is the transposed K and
 E the head size (Vaswani et al. 2017, eq. 1). `attend` computes the result of `attend_one`, up to rounding,
-for all sequences of a batch, and is faster.
+for all sequences of a batch.
 """
 
 import math
@@ -28,14 +28,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     """Computes attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E)
     for H heads of size E. `dropout` is the probability that an attention probability is set to 0.
 
-    In 16 bits on a GPU, torch's variable-length flash kernel computes the whole batch in one call. This
-    kernel has no dropout, so it is used only if `dropout` is 0. In all other cases, one call computes
-    neighbouring sequences of equal length, so a batch that is sorted by length needs few calls. A CPU
-    computes 16-bit attention in fp32, except in a forward pass without gradients on a CPU with AMX.
+    In 16 bits on a GPU without dropout, torch's variable-length flash kernel computes the whole batch in one
+    call. In all other cases, one call computes neighbouring sequences of equal length, so a batch that is
+    sorted by length needs few calls. A CPU computes 16-bit attention in fp32, except in a forward pass
+    without gradients on a CPU with AMX.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
-        # lengths. As a decorator, torch.compiler.disable would import the compiler (1.7 s) together with this
+        # lengths. The decorator @torch.compiler.disable would import the compiler (1.7 s) together with this
         # module.
         return torch.compiler.disable(attend)(q, k, v, batch, dropout)
     half = q.dtype in (torch.float16, torch.bfloat16)
@@ -58,8 +58,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 
 def forward_in_half_pays() -> bool:
-    """Returns True if this CPU has AMX for bf16. With AMX, attention in bf16 takes 40 % of its time in fp32.
-    Without AMX, bf16 is not faster.
+    """Returns True if this CPU has AMX for bf16. With AMX, attention takes 40 % of the time in bf16 that it
+    takes in fp32.
     """
     return "amx_bf16" in features()
 
@@ -73,7 +73,7 @@ def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
 
 def _has_varlen(device: torch.device) -> bool:
     """Returns True if the variable-length flash kernel can be used. The kernel needs an A100 or a newer GPU,
-    and torch 2.12 or newer (older versions have no argument `scale`).
+    and its argument `scale` needs torch 2.12.
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= (2, 12)
 
@@ -83,8 +83,7 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     size, longest = q.shape[-1], int(batch.lengths.max())
-    # The kernel needs a head size that is a multiple of 8, so q, k and v get zeros at the end. The zeros do
-    # not change the first `size` elements of the result.
+    # the kernel needs a head size that is a multiple of 8, so q, k and v get zeros at the end
     pad = -size % 8
     if pad:
         q, k, v = (F.pad(x, (0, pad)) for x in (q, k, v))

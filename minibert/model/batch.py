@@ -8,12 +8,10 @@ sequences on the right:
     c1 c2 c3 c4
 
 The packed batch has N = 9 tokens and S + 1 = 4 offsets, the rows where its S = 3 sequences begin and end.
-Hidden states of width D have the shape (N, D) in a packed batch. In a padded batch they have the shape (S, T,
-D), where T is the largest number of tokens of a sequence.
+Hidden states of width D are (N, D) in the packed batch, and (S, 4, D) in the padded batch.
 
 Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets
-(or the lengths), because a token attends only to tokens of its own sequence. The pooler needs the offsets to
-find [CLS], and MobileBERT's embeddings need the offsets to find the neighbours of each token.
+(or the lengths), because a token attends only to tokens of its own sequence.
 """
 
 from typing import NamedTuple
@@ -28,15 +26,13 @@ IGNORE = -100  # the label of a token that is not predicted
 
 
 class Batch(NamedTuple):
-    """A packed batch of S sequences that have N tokens together. `lengths` is always on the CPU, where
-    attention reads it.
-    """
+    """A packed batch of S sequences that have N tokens together."""
 
     ids: Tensor  # (N,) int64, the token ids
     positions: Tensor  # (N,) int64, the position of each token inside its sequence
     segments: Tensor  # (N,) int64, the token types
     offsets: Tensor  # (S + 1,) int32, the first row of each sequence; the last offset is N
-    lengths: Tensor  # (S,) int64, on the CPU: the number of tokens of each sequence
+    lengths: Tensor  # (S,) int64, always on the CPU: the number of tokens of each sequence
 
     def to(self, device) -> "Batch":
         """Returns the batch on `device`; only `lengths` stays on the CPU."""
@@ -77,8 +73,8 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the N tokens of S sequences in an array of tokens. Sequence i has `lengths[i]` tokens, and its
-    first token has the index `starts[i]`. Returns three arrays: the index of each token (N,), its position
-    inside its sequence (N,), and the offsets of the sequences (S + 1,).
+    first token has the index `starts[i]`. Returns the index of each token (N,), its position inside its
+    sequence (N,), and the offsets of the sequences (S + 1,).
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -103,7 +99,7 @@ class MicroBatch(NamedTuple):
 
 class Step(NamedTuple):
     """The data of one optimiser step on one rank. `tokens`, `masked` and `sequences` count the tokens, masked
-    tokens and sequences of the *whole* step: all micro-batches of all ranks.
+    tokens and sequences of the *whole* step, on all ranks.
     """
 
     micro_batches: list[MicroBatch]
@@ -117,12 +113,11 @@ def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1
     each sequence of all ranks. Returns one array for each micro-batch: the indices of its sequences in
     `lengths`. A micro-batch has at most `micro_tokens` tokens, or a single longer sequence.
 
-    The sequences are sorted by length, the longest first, and each rank takes every `ranks`-th sequence. So
-    all ranks get about the same number of tokens, and sequences of equal length are neighbours, as `attend`
-    needs them.
+    The sequences are sorted by length, the longest first, so that sequences of equal length are neighbours.
+    Each rank takes every `ranks`-th sequence, so all ranks get about the same number of tokens.
     """
     made, group, size = [], [], 0
-    # stable, because all ranks must have the same order of sequences of equal length
+    # stable: all ranks need the same order of sequences of equal length
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
         if group and size + lengths[i] > micro_tokens:
             made.append(np.array(group))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from minibert.common.errors import UserError
 
 # The problem type tells transformers how to use the outputs of a sequence classifier: as a score, with a
-# softmax over the classes, or with a sigmoid for each class.
+# softmax, or with a sigmoid for each class.
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -32,8 +32,7 @@ class Config:
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
     norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
     dropout: float = 0.1  # dropout of embeddings, and of the outputs of attention and feed-forward networks
-    # dropout of attention probabilities; the papers use 0.1, but training is faster with 0 (see `attend`)
-    attention_dropout: float = 0.0
+    attention_dropout: float = 0.0  # 0.1 in the papers; training is faster with 0 (see `attend`)
     classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
     initializer_range: float = 0.02
     pad_id: int = 0
@@ -41,8 +40,7 @@ class Config:
     # one of PROBLEM_TYPES, or None if config.json has no problem type
     problem_type: str | None = None
 
-    # Class attributes, not fields. `_attention_field` is the name of the field with the width H * E of all
-    # attention heads together.
+    # `_attention_field` is the name of the field with the width H * E of all attention heads together
     _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 
@@ -103,9 +101,8 @@ class Config:
 
 @dataclass(frozen=True)
 class MobileConfig(Config):
-    """A MobileBERT, or its teacher IB-BERT. The hidden states have the width D between the blocks and the
-    width `bottleneck_size` inside the blocks. The default shape is that of the published MobileBERT, but with
-    a pooler.
+    """A MobileBERT, or its teacher IB-BERT. The default shape is that of the published MobileBERT, but with a
+    pooler.
     """
 
     architecture: str = "mobilebert"
@@ -120,10 +117,10 @@ class MobileConfig(Config):
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
-    # The input from which queries and keys are computed. "shared": the output of an extra linear layer with a
-    # norm, of width B. "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck
-    # layer, of width B. With "bottleneck", values are computed from this output, too. With "shared" and
-    # "hidden", values are computed from the block's input.
+    # The input of queries and keys. "shared": the output of an extra linear layer with a norm, of width B.
+    # "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of width B,
+    # from which values are computed, too. With "shared" and "hidden", values are computed from the block's
+    # input.
     attention_input: str = "shared"
     # "layer_norm" or "no_norm" (`NoNorm` in mobilebert.py)
     norm: str = "no_norm"
@@ -149,8 +146,8 @@ class MobileConfig(Config):
 BERT_BASE = Config()
 # the settings of DistilBERT that differ from BERT's
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
-# Sun et al. 2020. In the published MobileBERT, queries and keys share an extra input layer. In the paper's
-# MobileBERT (25.3M parameters), queries and keys are computed from the block's input.
+# Sun et al. 2020. In the paper's MobileBERT (25.3M parameters), queries and keys are computed from the
+# block's input. In the published MobileBERT, queries and keys share an extra input layer.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,
@@ -164,7 +161,7 @@ PRESETS: dict[str, Config] = {
     "bert-pkd-3": replace(BERT_BASE, layers=3),
     "bert-pkd-4": replace(BERT_BASE, layers=4),
     "bert-pkd-6": replace(BERT_BASE, layers=6),
-    # The TinyBERT paper calls a BERT of this shape "BERT-TINY". Google's BERT-Tiny is smaller: bert-L2-H128.
+    # "BERT-TINY" in the TinyBERT paper; Google's BERT-Tiny is smaller: bert-L2-H128
     "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
     "tinybert-6": replace(BERT_BASE, layers=6),
     "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),
@@ -180,7 +177,7 @@ PRESETS: dict[str, Config] = {
     "mobilebert-tiny": replace(MOBILEBERT, attention_input="bottleneck", feed_forwards=2),
     "mobilebert-without-opt": replace(MOBILEBERT_PAPER, norm="layer_norm", activation="gelu_tanh"),
     "ib-bert-large": IB_BERT,
-    # a small IB-BERT and its student, which can be trained on two CPU cores
+    # a small IB-BERT and its student, for training on two CPU cores
     "ib-bert-small": replace(IB_BERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,
                              bottleneck_size=128, intermediate_size=512, max_positions=256),
     "mobilebert-small": replace(MOBILEBERT, vocab_size=8192, hidden_size=128, layers=6, embedding_size=32,

@@ -7,9 +7,8 @@ from torch import Tensor
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Sets each element to 0 with probability `p` (0 <= p < 1), and divides the other elements by 1 - `p`. If
-    `training` is false, returns `x`. On a CPU, torch draws 32 random bits for each element, and this function
-    draws 16. So on a CPU, `p` is rounded to a multiple of 2^-16: 0.1 becomes 0.100006. The divisor is 1 minus
-    the rounded `p`, so the expectation of the result is `x`.
+    `training` is false, returns `x`. On a CPU, only 16 random bits are drawn for each element, so `p` is
+    first rounded to a multiple of 2^-16: 0.1 becomes 0.100006.
     """
     if not training or p == 0:
         return x
@@ -20,7 +19,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1
-    # The comparison writes 0 or 1 in the dtype of x. The conversion of a bool mask to this dtype would take
-    # as long as drawing the random bits.
+    # The comparison writes 0 or 1 in the dtype of x. The conversion of a bool mask would take as long as the
+    # random bits.
     keep = torch.ge(draws, dropped - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
     return x * (2**16 / (2**16 - dropped)) * keep

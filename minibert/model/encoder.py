@@ -18,8 +18,8 @@ from minibert.model.dropout import dropout
 
 
 class Trace(NamedTuple):
-    """The hidden states, queries, keys and values of an encoder, which distillation compares. The first entry
-    of `hiddens` is the embedding output (after LayerNorm and dropout).
+    """The hidden states, queries, keys and values of an encoder, which distillation compares. `hiddens[0]` is
+    the embedding output (after LayerNorm and dropout).
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_positions, D)
-        # None in DistilBERT, which has no token types
+        # None in DistilBERT
         self.segment = nn.Embedding(config.segments, D) if config.segments else None
         self.norm = nn.LayerNorm(D, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         token-type vectors, then LayerNorm and dropout. Raises `UserError` if a sequence is longer than the
         number of positions.
         """
-        # `lengths` is on the CPU, so this check does not wait for a GPU
+        # `lengths` is on the CPU, so the check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
             raise UserError(f"a sequence of {int(batch.lengths.max())} tokens is longer than the model's "
                             f"{self.config.max_positions} positions: cut it, or encode with max_length")
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         return Trace(tuple(hiddens), *(tuple(per_layer) for per_layer in zip(*qkv)))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the pooler's output for each sequence, (S, D): tanh(W h_[CLS] + b), where h_[CLS] is the
-        last hidden state of [CLS].
+        """Returns the pooler's output for each sequence, (S, D): tanh(W h + b), where h is the last hidden
+        state of [CLS].
         """
         return torch.tanh(self.pooler(last[batch.first_tokens]))

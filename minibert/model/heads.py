@@ -1,6 +1,5 @@
-"""The heads: the MLM head, the pre-training heads (MLM and next sentence), the head for sequence
-classification or regression, and the span head for question answering. Each model of this file is an encoder
-with one or two heads. Its `forward(batch)` returns logits, or scores in a regression.
+"""The models of this file are encoders with one or two heads. `forward(batch)` returns logits, or scores in a
+regression.
 """
 
 import torch
@@ -23,11 +22,11 @@ def build_encoder(config: Config, pooler: bool = False) -> Encoder:
 
 class MLMHead(nn.Module):
     """The MLM head maps hidden states (N, D) to new states (N, D), and then computes logits (N, V): the
-    products of the new states with the vectors of all V tokens of the vocabulary, plus a bias for each token
-    of the vocabulary.
+    products of the new states with the vectors of all V tokens of the vocabulary, plus a bias for each of
+    these tokens.
 
     The token vectors are the encoder's word embeddings (tied weights, Press and Wolf 2017). MobileBERT's word
-    embeddings are narrower than the hidden states, and the parameter `extra` has the missing columns.
+    embeddings are narrower than D, and the parameter `extra` has the missing columns.
     """
 
     def __init__(self, config: Config):
@@ -53,8 +52,8 @@ class MLMHead(nn.Module):
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
-        """Returns the logits (N, V) for the last hidden states (N, D). `word` is the encoder's word embedding
-        matrix.
+        """Returns the logits (N, V) for the last hidden states (N, D) and the encoder's word embeddings
+        `word`.
         """
         return F.linear(self(last), self.table(word), self.bias)
 
@@ -88,15 +87,16 @@ class PreTraining(nn.Module):
         self.nsp = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the MLM logits (N, V) of N tokens and the next-sentence logits (S, 2) of S sequences."""
+        """Returns the MLM logits (N, V) and the next-sentence logits (S, 2) of N tokens in S sequences."""
         last = self.encoder(batch)
         logits = self.mlm.logits(last, self.encoder.word.weight)
         return logits, self.nsp(self.encoder.pool(last, batch))
 
 
 class Classifier(nn.Module):
-    """An encoder with a head for K classes, or for one score (regression). The input of the classifier is the
-    encoder's pooled vector. In DistilBERT it is ReLU(W h_[CLS] + b), where W and b belong to the head.
+    """An encoder with a head for K classes, or for one score (regression). The input of the last linear layer
+    is the encoder's pooled vector. In DistilBERT this input is ReLU(W h_[CLS] + b), where W and b belong to
+    the head.
     """
 
     def __init__(self, config: Config):
@@ -112,8 +112,7 @@ class Classifier(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the logits (S, K) or scores (S, 1) for the encoder's last hidden states (N, D) of N tokens.
-        """
+        """Returns the logits (S, K) or scores (S, 1) for the encoder's last hidden states (N, D)."""
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
@@ -138,7 +137,7 @@ class Span(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D) of N tokens."""
+        """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D)."""
         # BERT and MobileBERT have no dropout before the span head
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
@@ -147,7 +146,7 @@ class Span(nn.Module):
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
     """Returns the output of `linear`, the last layer of a task model, in fp32 even under autocast. In 16
-    bits, different scores could be rounded to the same value, and then they could not be ranked.
+    bits, different scores could be rounded to the same value.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):

@@ -52,8 +52,7 @@ class _Undrawn(TorchFunctionMode):
 
 def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
     """Returns `build(*arguments, **more)` on the meta device: a module whose tensors have shapes but no
-    memory. No random weights are drawn: to draw normal numbers on the meta device, torch would import its
-    compiler.
+    memory. No random weights are drawn, because torch would import its compiler to draw normal numbers.
     """
     with torch.device("meta"), _Undrawn():
         return build(*arguments, **more)

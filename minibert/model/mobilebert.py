@@ -8,7 +8,7 @@ The hidden states h between the blocks have the width D. The states x inside a b
     h = Norm(h + W_out x)                     B -> D
 
 `attention_input` in config.py says from which states queries, keys and values are computed. In the paper's
-IB-BERT ("inverted bottleneck") B is larger than D, and D is the D of MobileBERT.
+IB-BERT ("inverted bottleneck") B is larger than D. D is equal in IB-BERT and MobileBERT.
 """
 
 import torch
@@ -22,9 +22,8 @@ from minibert.model.encoder import Encoder, activation
 
 
 class NoNorm(nn.LayerNorm):
-    """Computes gamma * x + beta: a LayerNorm without the mean and the variance (Sun et al. 2020, "Operational
-    Optimizations"). NoNorm inherits from LayerNorm, so it has LayerNorm's initial weights and no weight
-    decay.
+    """A LayerNorm without the mean and the variance (Sun et al. 2020, "Operational Optimizations"). NoNorm
+    inherits from LayerNorm, so it has LayerNorm's initial weights and no weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,8 +52,8 @@ class FeedForward(nn.Module):
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT. It has dropout of the attention probabilities, and of the output of its last
-    linear layer (B to D).
+    """A block of MobileBERT, with dropout of the attention probabilities and of the output of the last linear
+    layer (B to D).
     """
 
     def __init__(self, config: MobileConfig):
@@ -68,7 +67,7 @@ class MobileLayer(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, B) for width in (qk_width, qk_width, v_width))
         self.out, self.attention_norm = nn.Linear(B, B), norm(config, B)
         self.stacked = nn.ModuleList(FeedForward(config) for _ in range(config.feed_forwards - 1))
-        self.feed_forward = FeedForward(config)  # the last of the block's feed-forward networks
+        self.feed_forward = FeedForward(config)  # the last feed-forward network
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,7 +94,7 @@ class MobileEncoder(Encoder):
     """The embeddings and the L layers of a MobileBERT."""
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
-        # not Encoder.__init__, because the word embeddings, the norm and the layers differ from BERT's
+        # not Encoder.__init__, whose word embeddings, norm and layers are BERT's
         nn.Module.__init__(self)
         D, width = config.hidden_size, config.embedding_size
         self.config = config

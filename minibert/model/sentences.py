@@ -1,6 +1,5 @@
 """Computes one vector for each text from the hidden states of its tokens (Reimers and Gurevych 2019,
-"Sentence-BERT"). `last` are the encoder's last hidden states (N, D) for the N tokens of S sequences. The
-pooling modes have the names of sentence-transformers.
+"Sentence-BERT"). `last` are the encoder's last hidden states (N, D) for the N tokens of S sequences.
 """
 
 from dataclasses import dataclass, field
@@ -24,8 +23,8 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """The settings that say how the vector of a text is computed. By default, the vector is the mean of the
-    tokens' hidden states, scaled to length 1.
+    """The settings for the vector of a text. By default, the vector is the mean of the tokens' hidden states,
+    scaled to length 1.
     """
 
     modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
@@ -62,22 +61,22 @@ def pooling_of(model: nn.Module) -> SentencePooling:
 
 
 def first(last: Tensor, batch: Batch) -> Tensor:
-    """Returns the hidden state of [CLS] in each of S sequences, (S, D), from `last` (N, D)."""
+    """Returns the hidden state of [CLS] in each of S sequences, (S, D)."""
     return last[batch.first_tokens]
 
 
 def final(last: Tensor, batch: Batch) -> Tensor:
-    """Returns the hidden state of the last token of each of S sequences, (S, D), from `last` (N, D)."""
+    """Returns the hidden state of the last token of each of S sequences, (S, D)."""
     return last[batch.offsets[1:].long() - 1]
 
 
 def maximum(last: Tensor, batch: Batch) -> Tensor:
-    """Returns the largest value of each unit over the tokens of each sequence, (S, D), from `last` (N, D)."""
+    """Returns the largest value of each unit over the tokens of each sequence, (S, D)."""
     return torch.segment_reduce(last, "max", lengths=batch.lengths.to(last.device))
 
 
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """Returns the weighted sum over the tokens of each sequence, (S, D), from `last` (N, D) and `weights`
+    """Returns the sum of the hidden states over the tokens of each sequence, (S, D), weighted with `weights`
     (N,).
     """
     lengths = batch.lengths.to(last.device)
@@ -87,16 +86,16 @@ def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
 
 
 def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
-    """Returns one vector for each of S sequences, (S, D): the sum of the hidden states `last` (N, D) of its T
-    tokens, divided by T^`power`.
+    """Returns one vector for each of S sequences, (S, D): the sum of the hidden states of its T tokens,
+    divided by T^`power`.
     """
     lengths = batch.lengths.to(last.device)[:, None]  # (S, 1)
     return weighted_sum(last, batch, torch.ones_like(last[:, 0])) / lengths ** power
 
 
 def weighted_mean(last: Tensor, batch: Batch) -> Tensor:
-    """Returns the weighted mean over the tokens of each sequence, (S, D), from `last` (N, D). The weight of a
-    token is its position, counted from 1.
+    """Returns the weighted mean over the tokens of each sequence, (S, D). The weight of a token is its
+    position, counted from 1.
     """
     weights = (batch.positions + 1).float()  # (N,)
     total = weighted_sum(weights[:, None], batch, torch.ones_like(weights))  # (S, 1)

@@ -1,7 +1,6 @@
 """Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run.
 Everything that is not a tensor is JSON in the metadata of the file. The file is written under a temporary
-name, flushed to the disk and then renamed. Only after the renaming, older checkpoints are removed. So a
-process that is killed during the writing leaves the last complete checkpoint.
+name, flushed to the disk and then renamed, so a killed process leaves the last complete checkpoint.
 """
 
 import json
@@ -23,7 +22,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     """Writes `folder/step-N.safetensors` after N finished steps, and keeps only the previous checkpoint
     beside it. The tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME
     are named `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and, with AdamW, `optimizer.NAME.step`.
-    The entries of `extra` are added to the metadata.
+    `extra` is added to the metadata.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -37,7 +36,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         try:
             write_tensors(partial, tensors, {"state": json.dumps({"step": step, **extra})})
             os.replace(partial, target)
-        finally:  # removes the unfinished files of this call and of killed processes
+        finally:  # also removes unfinished files of killed processes
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
@@ -60,10 +59,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
     """Loads the newest checkpoint that is not damaged into the model, the optimiser and the scaler.
 
-    Returns the entries of the checkpoint's metadata (the step and `extra`), or None if the folder has no
-    checkpoint. A damaged checkpoint is reported. Raises `UserError` if all checkpoints are damaged, if the
-    checkpoint belongs to another model, or if the folder has only checkpoints of an earlier version of
-    minibert.
+    Returns the checkpoint's metadata (the step and `extra`), or None if the folder has no checkpoint. A
+    damaged checkpoint is reported. Raises `UserError` if all checkpoints are damaged or of an earlier version
+    of minibert, or if the loaded checkpoint belongs to another model.
     """
     found = checkpoints(folder)
     for _, path in found:

@@ -1,12 +1,11 @@
 """MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6).
 
-In knowledge transfer, a student layer learns the feature maps and the attention of the teacher layer with the
-same number. In distillation, the student learns to predict masked tokens and to imitate the teacher's
-predictions.
+In the transfer, a student layer learns the feature maps and the attention of the teacher layer with the same
+number. In distillation, the student learns to predict masked tokens and to imitate the teacher's predictions.
 
-    akt (auxiliary)    one stage, which has both knowledge transfer in all layers and distillation
-    jkt (joint)        a stage of knowledge transfer in all layers together, then a stage of distillation
-    pkt (progressive)  a stage of knowledge transfer for each layer, from 1 to L, then a stage of distillation
+    akt (auxiliary)    one stage, which has both transfer in all layers and distillation
+    jkt (joint)        a stage of transfer in all layers together, then a stage of distillation
+    pkt (progressive)  a stage of transfer for each layer, from 1 to L, then a stage of distillation
 
 Part 0 of the student is everything outside its L layers (embeddings and head). Parts 1 to L are its layers.
 """
@@ -24,8 +23,8 @@ from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
 
-# From the authors' code, in which 240,000 of 740,000 steps are for the transfer. In the transfer stages, a
-# layer's learning rate is multiplied by 3 in its own stage, and by 0.3 in later stages.
+# From the authors' code: 240,000 of 740,000 steps are for the transfer. In these steps, a layer's learning
+# rate is multiplied by 3 in its own stage, and by 0.3 in later stages.
 TRANSFER_SHARE = 24 / 74
 IN_STAGE, AFTER_STAGE = 3.0, 0.3
 
@@ -35,7 +34,7 @@ class Stage(NamedTuple):
 
     first: int
     last: int
-    layers: tuple[int, ...]  # the layers with knowledge transfer in this stage, counted from 1
+    layers: tuple[int, ...]  # the layers with transfer, counted from 1
     distil: bool  # whether the stage has distillation
 
 
@@ -61,8 +60,8 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights:
-    """Returns the weights of the loss terms in a stage. Without distillation, the terms `mlm` and `kd` have
-    the weight 0. The terms of the transfer are computed only for the layers of the stage.
+    """Returns the weights of the loss terms in a stage. Without distillation, `mlm` and `kd` have the weight
+    0. The transfer terms are computed only for the layers of the stage.
     """
     weights = replace(weights, layers=stage.layers)
     return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
@@ -72,8 +71,8 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     """Returns the factors of the peak learning rate at a step: one for part 0 of the student, and one for
     each of its layers.
 
-    In a stage with distillation, all parts have the same factor. It rises linearly in the first steps of the
-    stage (`warmup` is their share of the stage's steps), and then falls linearly to 0.
+    In a stage with distillation, all parts have one factor. The factor rises linearly in the first steps of
+    the stage (`warmup` is the share of these steps), and then falls linearly to 0.
 
     In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
     trained with a lower rate, and all other parts are frozen. The factors rise in about the first tenth of
@@ -99,9 +98,8 @@ def part_of(name: str) -> int:
 def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Prepares the student and the optimiser for a stage, at its first step and when a run is resumed.
 
-    Only the parts that are trained in the stage get a gradient, so the frozen parts do not count in the
-    gradient norm. The optimiser's state is cleared before a stage with distillation, because the authors'
-    code starts a new run for the distillation.
+    The frozen parts get no gradient, so they do not count in the gradient norm. The optimiser's state is
+    cleared before a stage with distillation, as in the authors' code.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

@@ -19,8 +19,8 @@ from minibert.model.sentences import pooling_of
 
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
-    """Loads a student with the head `head` from a folder. Raises `UserError` if its tokenizer is not
-    `tokenizer`, the teacher's tokenizer.
+    """Loads a student with the head `head` from a folder. Raises `UserError` if the student's tokenizer is
+    not `tokenizer`, the teacher's tokenizer.
     """
     if load_tokenizer(name).sha256 != tokenizer.sha256:
         raise UserError(f"--student {name} has another tokenizer than its teacher: the same ids would be "
@@ -29,9 +29,9 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
-    """Checks the teacher of the method `embedding`. If the teacher has no files about its pooling, the
-    function prints that the mean is used. Raises `UserError` if the teacher puts a prompt before each text,
-    or lower-cases each text before tokenising, because train.py does not change the lines of the corpus.
+    """Checks the teacher of the method `embedding`. Raises `UserError` if the teacher puts a prompt before
+    each text, or lower-cases each text before tokenising, because train.py does not change the lines of the
+    corpus.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -50,7 +50,7 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
     MLM head gets a new MLM head.
     """
     model, tokenizer = load(name), load_tokenizer(name)
-    if isinstance(model, PreTraining):  # the next-sentence head is not trained
+    if isinstance(model, PreTraining):  # this project does not train the next-sentence head
         model = load(name, head="mlm")
     if not isinstance(model, MaskedLM):
         say(f"{name} has no MLM head: a new one is trained")
@@ -60,8 +60,8 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
     """Makes a model with random weights, the sizes of the preset `name` (with `layers` layers, if given), and
-    the vocabulary of the prepared `corpus`. Returns the model and the tokenizer of the corpus. Raises
-    `UserError` if `corpus` is not a prepared folder.
+    the vocabulary of the prepared `corpus`. Returns the model and its tokenizer. Raises `UserError` if
+    `corpus` is not a prepared folder.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "
@@ -82,8 +82,8 @@ def with_new_mlm_head(encoder: Encoder, seed: int) -> MaskedLM:
 
 
 def with_dropout(model: nn.Module, dropout: float | None = None, attention_dropout: float = 0.0) -> nn.Module:
-    """Sets the dropout of a model in place and returns the model. If `dropout` is None, the dropout of hidden
-    states is not changed.
+    """Sets the dropout of a model in place and returns the model. If `dropout` is None, only
+    `attention_dropout` is set.
     """
     changed = {"attention_dropout": attention_dropout} | ({} if dropout is None else {"dropout": dropout})
     for module in model.modules():
@@ -102,8 +102,8 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     """Freezes a model, sets eval mode and moves the model to the device. In 16-bit precision, the matrices of
-    linear layers and word embeddings are converted to 16 bits once. Otherwise autocast would convert these
-    matrices for every micro-batch. All other parameters stay in fp32.
+    linear layers and word embeddings are converted once. Otherwise autocast would convert these matrices for
+    every micro-batch.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
@@ -113,9 +113,9 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
 
 
 # Pre-training has only token type 0, so it trains only row 0 of the token-type table. In a student with
-# random weights, all rows are equal before the training, and `keep_token_types_equal` makes them equal again
-# after it. With an untrained row 1, fine-tuning on pairs would start with a random difference between first
-# and second texts.
+# random weights, all rows are equal before the training, and `keep_token_types_equal` makes all rows equal
+# again after the training. With different rows, fine-tuning on pairs would start with a difference between
+# first and second texts that no training has learned.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """Returns the indices of the rows of the token-type table, except row 0, that are equal to row 0."""

@@ -18,8 +18,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update to `lr`. With `factors`, the rate of each part of the model
-    is `lr` times the factor of the part.
+    """Sets the learning rate of the next update to `lr`. With `factors`, the rate of each part is `lr` times
+    the part's factor.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
     """Divides all trainable parameters into groups. A group belongs to one part of the model, number
     `group["part"]`. Biases and LayerNorms have their own groups, without weight decay. `part_of` maps the
-    name of a parameter to the number of its part. If `part_of` is None, the whole model is one part.
+    name of a parameter to the number of its part (None: the whole model is one part).
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
@@ -48,8 +48,8 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """Returns torch's fused AdamW with the groups of `parameter_groups`. Unlike the Adam in Google's BERT
-    code, torch's AdamW has bias correction, which changes the size of the early updates (of some thousand
-    updates with beta2 = 0.999).
+    code, AdamW has bias correction, which changes the size of the early updates (some thousand updates with
+    beta2 = 0.999).
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)
@@ -57,7 +57,7 @@ def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay
 
 def lamb(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
          part_of: Callable[[str], int] | None = None) -> "Lamb":
-    """Returns LAMB with the groups of `parameter_groups`."""
+    """Returns `Lamb` with the groups of `parameter_groups`."""
     return Lamb(parameter_groups(model, weight_decay, part_of), betas, eps)
 
 
@@ -68,9 +68,9 @@ class Lamb(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if one of the norms is 0, and
-    always 1 for biases and LayerNorms. The paper applies Adam's bias correction to m and v, but MobileBERT's
-    code and `Lamb` do not.
+    |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if a norm is 0, and always 1 for
+    biases and LayerNorms. The paper applies bias correction to m and v, but MobileBERT's code and `Lamb` do
+    not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

@@ -1,4 +1,4 @@
-"""The options of train.py, the defaults of each method, and the weights of the loss."""
+"""The options of train.py."""
 
 import dataclasses
 import math
@@ -24,8 +24,8 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of train.py. `resolved` fills in the defaults of the method for the options that were not
-    given (None).
+    """The options of train.py. An option that was not given is None, until `resolved` fills in the method's
+    defaults.
     """
 
     method: str = option(

@@ -7,8 +7,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws each loss term in metrics.jsonl over the number of tokens. Returns False if metrics.jsonl has no
-    rows or if matplotlib is not installed.
+    """Draws each loss term in metrics.jsonl over the number of tokens. Returns False if there are no rows or
+    if matplotlib is not installed.
     """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
@@ -31,7 +31,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
 
 def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bool:
     """Draws the held-out perplexity and accuracy of several runs into one figure. `curves` has for each run a
-    list of (number of tokens so far, held-out scores). Returns False if matplotlib is not installed.
+    list of (tokens so far, held-out scores). Returns False if matplotlib is not installed.
     """
     plt = pyplot()
     if plt is None:
@@ -50,7 +50,7 @@ def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bo
 
 
 def pyplot():
-    """Returns the module matplotlib.pyplot, set up to draw without a screen, or None without matplotlib."""
+    """Returns matplotlib.pyplot, set up to draw without a screen, or None if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:

@@ -18,10 +18,8 @@ from minibert.hub.weight_files import weights_hash
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, so that a
-    training loop can first finish its step. The block gets a list, to which each signal is added.
-
-    If a signal arrived, and the block ends without an exception, the signal ends the process after the block.
-    A signal that was ignored before the block stays ignored.
+    training loop can first finish its step. The block gets a list, to which each signal is added. If a signal
+    arrived, and the block ends without an exception, the signal ends the process after the block.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -36,16 +34,16 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def end_stopped(stop: list[int], after: str) -> NoReturn:
-    """Ends the process after a signal, with the exit code 128 plus the number of the first signal in `stop`.
-    If `stop` is empty, another rank received a signal, and the exit code is 143 (for SIGTERM).
+    """Ends the process with the exit code 128 plus the number of the first signal in `stop`. If `stop` is
+    empty, another rank received a signal, and the exit code is 143 (for SIGTERM).
     """
     say(f"\nstopped after {after}; continue with --resume")
     sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
 
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
-    """Creates the run folder. Raises `UserError` if the folder already has a run and the option `resume` is
-    false, or if an option outside `may_change` has another value than at the start of the run.
+    """Creates the run folder. Raises `UserError` if the folder already has a run and `resume` is false, or if
+    an option outside `may_change` has another value than at the start of the run.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -62,7 +60,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """Returns the words that say in an error message how a run was started: "with" or "without" an option."""
+    """Returns "with" or "without" and the option, for an error message about the start of a run."""
     if value in (None, [], False):
         return f"without {flag(name)}"
     return f"with {flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -77,8 +75,8 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 
 def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
     """Raises `UserError` if one of the hashes `now` is not the hash with which the run in `out` was started.
-    `entry` is the name of the hashes in config.json. The error message starts with `what`, with the name of
-    the hash in place of {}.
+    `entry` is the name of the hashes in config.json. `what` is the start of the error message, with {} for
+    the name of the hash.
     """
     before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now
     for name, value in now.items():
@@ -89,8 +87,7 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
     """Returns the hash of each model's weights. `models` has the folder or hub name of the model of each
-    option, such as "teacher". Raises `UserError` if the weights have changed since the start of the run in
-    `out`.
+    option, such as "teacher". Raises `UserError` if the weights have changed since the start of the run.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     check_unchanged(out, "weights", now, "the weights of --{}")
@@ -121,26 +118,24 @@ COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tok
 
 
 def terms_of_row(row: dict) -> list[str]:
-    """Returns the names of the loss terms in a row of metrics.jsonl. Accuracy counts as a loss term."""
+    """Returns the names of the loss terms (and accuracies) in a row of metrics.jsonl."""
     return [name for name in row if name not in COLUMNS]
 
 
 def in_words(row: dict) -> str:
-    """Returns the text of the progress line for one row of metrics.jsonl."""
+    """Returns the progress line for one row of metrics.jsonl."""
     terms = " ".join(f"{name} {row[name]:.3f}" for name in terms_of_row(row))
     return (f"loss {row['loss']:.3f} ({terms})  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  "
             f"{row['tokens_per_second']:,.0f} tok/s")
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one row to metrics.jsonl. The file is opened for each row, so that an error is raised at once if
-    the folder was removed.
-    """
+    """Adds one row to metrics.jsonl. Raises `UserError` if the folder was removed."""
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def last_tokens(metrics: Path) -> int:
-    """Returns how many tokens the run has read by the last row of metrics.jsonl, or 0 without rows."""
+    """Returns how many tokens the run has read, or 0 if metrics.jsonl has no rows."""
     rows = rows_up_to(metrics)
     return rows[-1]["tokens"] if rows else 0

@@ -12,19 +12,17 @@ from minibert.common.runtime import Runtime
 
 
 class Sums(NamedTuple):
-    """The loss and the loss terms, summed over the micro-batches of one rank. All tensors are detached and on
-    the device of the training.
-    """
+    """The loss and the loss terms, summed over the micro-batches of one rank. All tensors are detached."""
 
     loss: Tensor  # the part of the step's loss that comes from this rank
-    terms: dict[str, Tensor]  # the sum of each loss term, not yet divided by a number of tokens or sequences
+    terms: dict[str, Tensor]  # the sum of each loss term, not divided by a number of tokens or sequences
 
 
 def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler: torch.amp.GradScaler,
                runtime: Runtime) -> Sums:
     """Runs the forward and backward pass of each micro-batch, and sums the gradients in the model. The list
     of micro-batches may be empty. `loss_of(micro)` returns the part of the step's loss that comes from one
-    micro-batch, and a dict with the detached sum of each loss term over the micro-batch.
+    micro-batch, and the detached sum of each loss term over the micro-batch (a dict).
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
@@ -52,8 +50,8 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     whole step.
 
     Returns a dict with figures about the step, and True if `stopping` is true on any rank. The figures are
-    `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. A step is skipped, and no rank
-    updates its model, if the loss or the gradient is not finite.
+    `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. All ranks skip a step if the
+    loss or the gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
@@ -67,7 +65,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     scaler.unscale_(optimizer)
     # one L2 norm over the gradients of all parameters
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    # `tolist` waits for the device, so it is called once only
+    # `tolist` waits for the device, so one call reads all figures
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
@@ -82,8 +80,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
     """Freezes the parameters that get no gradient from the loss, before the first step (with MobileBERT
     before each stage). In MiniLM, for example, all parameters after the queries, keys and values of the last
-    layer get no gradient. Without freezing, weight decay would shrink these parameters. With LAMB they would
-    shrink fast, because LAMB scales every update to the norm of the weights.
+    layer get no gradient. Without freezing, weight decay would shrink these parameters (with LAMB, fast).
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -95,7 +92,7 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
     """Returns the number of steps in a row that were skipped, up to the current step. `before` is this number
     before the current step. Raises `UserError` after five skipped steps in a row. In fp16, steps are skipped
-    until the loss scale is small enough, so a skipped step counts only if the loss scale is 1 or less.
+    until the loss scale is small enough, so only steps with a loss scale of at most 1 count.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:

@@ -1,5 +1,5 @@
-"""Makes the output at the end of a run: a table that compares teacher and student, and some sentences in
-which each model predicts the [MASK].
+"""Makes the output at the end of a run: a table that compares teacher and student, and sentences in which
+each model predicts the [MASK].
 """
 
 import statistics
@@ -21,8 +21,8 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 
 
 def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
-    """Returns the median time of each function in seconds. In each of `turns` rounds, every function runs
-    once. A round before them is not timed, because first calls are slow.
+    """Returns the median time of each function over `turns` rounds, in seconds. A first round is not timed,
+    because first calls are slow.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
@@ -38,7 +38,7 @@ def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str
 
 @torch.no_grad()
 def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Runtime) -> dict[str, float]:
-    """Returns the speed of each encoder in tokens per second. All encoders run on the same batch."""
+    """Returns the speed of each encoder on one batch, in tokens per second."""
     batch = held_out.micro_batches[0].to(runtime.device).batch
 
     def run(model: nn.Module) -> None:
@@ -82,7 +82,7 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
     """Returns sentences with a [MASK], and under each sentence the tokens that each model predicts. A
-    sentence is left out if it is too long for one of the models.
+    sentence that is too long for one of the models is left out.
     """
     lines, models = [], {name: model for name, model in models.items() if model is not None}
     positions = min(model.config.max_positions for model in models.values())
