@@ -1,4 +1,5 @@
-"""Measures minibert and other libraries. Prints tables, and one JSON document in the last line of the output.
+"""Measures the speed of minibert and of other libraries, and compares models. Prints tables, and one JSON
+document in the last line of the output.
 
     bench.py train     times the distillation step of train.py, and the same step in `transformers`
     bench.py inference measures latency and throughput of minibert and of other inference libraries

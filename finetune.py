@@ -169,8 +169,8 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # With a smaller --seeds, the best seed may be left out, but a finished run has no models of the other
-    # seeds.
+    # If a run is resumed with fewer seeds than before, its best seed may be one of those left out. Then the
+    # best of the remaining seeds would be wanted, but a finished run no longer has its model.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
@@ -413,7 +413,9 @@ class Stage(NamedTuple):
 
     name: str  # the name of the stage in messages
     module: nn.Module  # the module that is trained and saved in checkpoints
-    loss: Callable  # takes the data of a step; returns a loss function and divisors (see `loss_of_task`)
+    # takes the `Drawn` of one step; returns a function that computes the loss of one micro-batch, and the
+    # divisors of the loss terms
+    loss: Callable
     examples: Examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
     epochs: float

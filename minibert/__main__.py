@@ -3,8 +3,9 @@ one column for each model, with the model's time in milliseconds.
 
 A masked language model prints the most likely tokens for each [MASK]. A classifier prints the most likely
 labels of a text, or of two texts with a tab between them. A regression model prints a score. A model with a
-span head answers questions: type the question, a tab, and the text that has the answer. An encoder prints the
-most similar of the sentences that you typed before, with the cosine of the sentence vectors.
+span head answers questions: type the question, a tab, and the text that has the answer. An encoder prints
+which of the sentences that you typed before are most similar to the new one, with the cosine of the sentence
+vectors.
 """
 
 import argparse
@@ -41,7 +42,7 @@ EXAMPLES = """examples:
   printf 'Who wrote it?\\tThe book was written by Ada.\\n' | python -m minibert runs/squad/model
 """
 
-CELL = 60  # longer answers are cut
+CELL = 60  # the largest number of characters of an answer in the printed table; longer answers are cut
 
 
 class Guest(NamedTuple):
@@ -81,7 +82,7 @@ def invite(folder: str, runtime: Runtime) -> Guest:
     Raises `UserError` if the model or the tokenizer is missing, or if they do not fit together.
     """
     model = load(folder)
-    if isinstance(model, PreTraining):  # the next-sentence head is not used
+    if isinstance(model, PreTraining):  # loads again without the next-sentence head, which is not used
         model = load(folder, "mlm")
     tokenizer = load_tokenizer(folder)
     check_pieces(tokenizer, model.config, folder)

@@ -112,8 +112,8 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
 
     In a .jsonl file, each line is one document. In all other files, a document ends at a blank line (in
     WikiText: before a top-level heading), and at the first line end after its first `DOCUMENT_CHARACTERS`
-    characters. Line ends may be \\n, \\r\\n or \\r. U+2028 and similar characters end a line, but never a
-    document. Raises `UserError` if a file is not UTF-8 text.
+    characters. Line ends may be \\n, \\r\\n or \\r. A line also ends at U+2028 and similar characters, but a
+    document never does. Raises `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:

@@ -38,7 +38,8 @@ FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]
 # special tokens, in the order in which transformers adds missing ones to a vocabulary
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 # A vocabulary is treated as cased if more than this share of its tokens have capitals. Of the vocabularies on
-# the hub, the uncased have at most 0.12 %, and the cased at least 1.18 %.
+# the hub, the uncased ones have capitals in at most 0.12 % of their tokens, and the cased ones in at least
+# 1.18 %.
 CASED_SHARE = 0.004
 # The characters that the library `tokenizers` removes at the end of a line of vocab.txt. Python's rstrip()
 # would also remove others.

@@ -2,8 +2,8 @@
 
 Each pre-training method (methods.py) has a loss: a function of (student, teacher, micro-batch, weights,
 counts). It returns the micro-batch's part of the step's loss, and a dictionary with the detached sum of each
-loss term over the micro-batch. With the MLM term, the dictionary also has the number of correct predictions
-("accuracy").
+loss term over the micro-batch. If the loss has the MLM term, the dictionary also has the key "accuracy": the
+number of correct predictions.
 
 The function divides the sum of each term by a count of the *whole* step (all micro-batches, all ranks), for
 example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient of the

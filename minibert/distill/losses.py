@@ -1,5 +1,5 @@
 """Computes losses that compare hidden states, and losses of answer spans. Each loss is a sum over tokens or
-sequences. The caller divides the sum by their number in the whole step.
+sequences. The caller divides this sum by the number of tokens, or of sequences, in the whole step.
 """
 
 import torch
@@ -82,8 +82,8 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """Returns the sum over sequences of T^2 times the mean of two KL(teacher || student): one for the start
-    of the answer, and one for the end. T is `temperature`.
+    """For each sequence, takes the mean of two KL(teacher || student): one for the start of the answer, and
+    one for the end. Returns the sum of these means over the sequences, times T^2, where T is `temperature`.
 
     `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. "DistilBERT
     (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1).

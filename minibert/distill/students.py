@@ -83,9 +83,9 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """Returns the layer map g(0), g(1) ... g(L_s): student layer m imitates teacher layer g(m). Layer 0 is
-    the embedding output, and g(0) = 0. If `given` is None, g(m) is m L_t / L_s, rounded (Jiao et al. 2019),
-    where L_s and L_t are the numbers of layers of student and teacher. Otherwise, `given` is the list g(1),
-    ..., g(L_s).
+    the embedding output: student layer 0 imitates teacher layer 0, so g(0) = 0. If `given` is None, g(m) is
+    round(m L_t / L_s) (Jiao et al. 2019), where L_s and L_t are the numbers of layers of student and teacher.
+    Otherwise, `given` is the list g(1), ..., g(L_s).
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:

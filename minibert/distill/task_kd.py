@@ -92,9 +92,9 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the micro-batch's part of (1 - alpha) L_hard + alpha L_soft of the whole step. Also returns,
-    for L_hard and for L_soft, the detached sum over the examples of the micro-batch, not yet multiplied by
-    the weight and divided. A term with weight 0 is left out. `logits` are the outputs of `model` for the
-    micro-batch.
+    for L_hard and for L_soft, the detached sum over the examples of the micro-batch, before this sum is
+    multiplied by the term's weight and divided by the term's count. A term with weight 0 is left out.
+    `logits` are the outputs of `model` for the micro-batch.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:

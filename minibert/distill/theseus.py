@@ -21,7 +21,8 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# The first argument of `uniform`. No other file uses this value, so the groups have their own random numbers.
+# The first argument of `uniform` in `replaced_groups`. No other file uses this value, so these draws are
+# independent of all other draws.
 DRAW = 0x7E5E05
 
 

@@ -23,10 +23,10 @@ class TinyBERTWeights:
     """The weights of TinyBERT's loss terms (published: 1). A term with weight 0 is not computed."""
 
     embedding: float = 1.0
-    hidden: float = 1.0  # weight of a sum over the student's layers
-    attention: float = 1.0  # weight of a sum over the student's layers
-    # For each student layer, the teacher layer (from 1) that it learns from. None: the uniform map of
-    # `imitated_layers`.
+    hidden: float = 1.0  # weight of the sum (not the mean) over the student's layers
+    attention: float = 1.0  # weight of the sum (not the mean) over the student's layers
+    # For each student layer, the number (counted from 1) of the teacher layer that it imitates. None: the
+    # uniform map of `imitated_layers`.
     layers: tuple[int, ...] | None = None
 
 
@@ -74,8 +74,8 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
             for m in range(1, len(g)))
     # L_attn compares the attention scores before the softmax. According to the paper, training converges
-    # faster with the scores than with the probabilities. Layer m has the index m - 1, because the embeddings
-    # have no queries.
+    # faster with the scores than with the probabilities. In the lists of queries and keys, layer m has the
+    # index m - 1, because the embeddings have no queries.
     if weights.attention:
         sums["attention"] = sum(
             attention_sum(student_trace.queries[m - 1], student_trace.keys[m - 1],

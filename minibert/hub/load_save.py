@@ -271,7 +271,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
     # All new files are complete on the disk before an old file is replaced. A folder without config.json does
-    # not load, so the old config.json is removed first, and the new one is moved last.
+    # not load. So the old config.json is removed first, and the new one is moved from the temporary folder
+    # `made` last: a half-saved folder never loads.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")

@@ -183,9 +183,9 @@ def tidy(proto) -> None:
     the exporting machine, and transposes the weights of matrix products.
 
     torch stores each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The
-    quantiser finds only weights that are a direct input of a matrix product. So `tidy` transposes these
-    weights and removes their Transpose operators. The word embeddings of an MLM model are not transposed,
-    because the embedding layer reads their rows.
+    quantiser finds only weights that are a direct input of a matrix product. So `tidy` transposes the weights
+    of `nn.Linear` and removes their Transpose operators. The word embeddings of an MLM model are not
+    transposed, because the embedding layer reads their rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -243,9 +243,9 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 
 def deviation(model: nn.Module, path: Path) -> float:
-    """Returns the largest difference between the outputs of the ONNX file and of the packed model, for the
-    batches of `samples`. In each batch, the difference is divided by the largest absolute value of the packed
-    model's output, if this value is above 1.
+    """Returns the largest difference between the outputs of the ONNX file and of the model, over the batches
+    of `samples`. The largest difference of each output in a batch is divided by the largest absolute value of
+    the model's output, if this absolute value is above 1.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):

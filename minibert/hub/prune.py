@@ -42,8 +42,8 @@ def keep_units(model: nn.Module, units: int) -> nn.Module:
     """Returns a copy of the model with only `units` feed-forward units in each layer.
 
     For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. All units have
-    the same input x, which comes from a LayerNorm. So the product |w_in| |w_out| of the norms of its weights
-    estimates the effect of a unit. The units with the largest products are kept.
+    the same input x, which comes from a LayerNorm. So |w_in| |w_out|, the product of the norms of a unit's
+    weights, estimates the unit's effect. The units with the largest products are kept.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -70,7 +70,7 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     MLM head are computed in the same way.
 
     In an MLM head, the bias of a token is roughly the log of the token's frequency. A new token is rarer than
-    each of its old tokens, so it gets their smallest bias.
+    each of the old tokens into which the old tokenizer divides it, so it gets their smallest bias.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)

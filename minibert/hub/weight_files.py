@@ -64,7 +64,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
-        except safetensors.SafetensorError as error:  # the message has the error number of the system
+        except safetensors.SafetensorError as error:  # the message usually has the system's error number
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
                    ) from None

@@ -5,8 +5,8 @@
 
 The fast copy has a `FastLayer` in place of each layer. On a CPU, the weights of the layers are packed if
 torch has a kernel for packed weights (see packed_linear.py). The matrix products of the layers have the
-precision of the mode. Embeddings, heads and attention are in fp32, with two exceptions. On CUDA, attention
-has the precision of the mode. On a CPU with AMX, attention is in bf16 in the mode "bf16".
+precision of the mode. Embeddings and output heads are in fp32. Attention is in fp32, too, except on CUDA (the
+precision of the mode) and on a CPU with AMX in the mode "bf16" (bf16).
 """
 
 import copy

@@ -10,8 +10,9 @@ sequences on the right:
 The packed batch has N = 9 tokens and S + 1 = 4 offsets, the rows where its S = 3 sequences begin and end.
 Hidden states of width D are (N, D) in the packed batch, and (S, 4, D) in the padded batch.
 
-Most parts of BERT treat each token by itself, so they do not need the offsets. Attention needs the offsets
-(or the lengths), because a token attends only to tokens of its own sequence.
+Most parts of BERT treat each token by itself, so they do not need to know where a sequence begins (the
+offsets). Attention needs the offsets (or the lengths), because a token attends only to tokens of its own
+sequence.
 """
 
 from typing import NamedTuple

@@ -19,7 +19,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1
-    # The comparison writes 0 or 1 in the dtype of x. The conversion of a bool mask would take as long as the
-    # random bits.
+    # `out` has the dtype of x, so the comparison writes 0 or 1 in this dtype. To convert a bool mask to this
+    # dtype would take as long as to draw the random bits.
     keep = torch.ge(draws, dropped - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
     return x * (2**16 / (2**16 - dropped)) * keep

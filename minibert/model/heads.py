@@ -112,7 +112,9 @@ class Classifier(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the logits (S, K) or scores (S, 1) for the encoder's last hidden states (N, D)."""
+        """Returns the logits (S, K) of S sequences, or the scores (S, 1) for regression, from the encoder's
+        last hidden states (N, D).
+        """
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:

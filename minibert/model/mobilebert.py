@@ -110,8 +110,8 @@ class MobileEncoder(Encoder):
         """Returns the input vector of each of the N tokens, (N, D): W [w_next, w_own, w_previous] + b, where
         w are the word embeddings of the next token, the token itself and the previous token ("Embedding
         Factorization" in the paper). If a token has no next or no previous token in its sequence, this w is a
-        vector of zeros. In `transformers` the token after the last token may be padding, so padding can
-        change the outputs.
+        vector of zeros. In `transformers`, w_next of a sequence's last token may be the embedding of a
+        padding token, so padding can change the outputs.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

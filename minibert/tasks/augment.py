@@ -68,8 +68,9 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
     """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
-    `model` is a frozen model with an MLM head. It reads the text with masked words and the unchanged text in
-    one sequence. So a text longer than about half of the model's maximum length is divided into parts.
+    `model` is a frozen model with an MLM head. The model reads the text with masked words and the unchanged
+    text in one sequence, so a text longer than about half of the model's maximum length is divided into
+    parts.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0

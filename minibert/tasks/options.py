@@ -89,8 +89,8 @@ class Options(MachineOptions):
         None, "probability, at the first training step, that a student layer replaces a group of teacher "
         "layers", metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
-        None, "share of the training steps during which the probability of a replacement rises from "
-        "--replace-rate to 1; after these steps, no teacher layer is used", metavar="SHARE",
+        None, "share of the training steps in which the probability that student layers replace teacher "
+        "layers rises from --replace-rate to 1; after these steps, no teacher layer is used", metavar="SHARE",
         only_with=THESEUS)
 
     epochs: float | None = option(None, "number of passes over the training set (default: depends on the "

@@ -23,8 +23,8 @@ from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
 
-# From the authors' code: 240,000 of 740,000 steps are for the transfer. In these steps, a layer's learning
-# rate is multiplied by 3 in its own stage, and by 0.3 in later stages.
+# From the authors' code: 240,000 of 740,000 steps are for the knowledge transfer. In the transfer, a layer's
+# learning rate is multiplied by 3 in the stage of this layer, and by 0.3 in the later stages.
 TRANSFER_SHARE = 24 / 74
 IN_STAGE, AFTER_STAGE = 3.0, 0.3
 

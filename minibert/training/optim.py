@@ -27,9 +27,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Divides all trainable parameters into groups. A group belongs to one part of the model, number
-    `group["part"]`. Biases and LayerNorms have their own groups, without weight decay. `part_of` maps the
-    name of a parameter to the number of its part (None: the whole model is one part).
+    """Divides all trainable parameters into groups. Each group belongs to one part of the model;
+    `group["part"]` is the number of this part. Biases and LayerNorms have their own groups, without weight
+    decay. `part_of` maps the name of a parameter to the number of its part (None: the whole model is one
+    part).
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():

@@ -64,7 +64,7 @@ class Options(MachineOptions):
         only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
         None, "dropout rate after the student's embeddings and after each attention and feed-forward block. "
-              "If no default is shown, the value in the model's config is used", metavar="RATE")
+              "If no default is shown, the dropout in the student's config is used", metavar="RATE")
     attention_dropout: float = option(
         0.0, "dropout rate of the attention probabilities. The papers use 0.1. Training is faster with 0",
         metavar="RATE")
