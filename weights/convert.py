@@ -66,6 +66,9 @@ def main() -> None:
                       "Tasks have the same names as for finetune.py --task")
     int8.add_argument("--data", metavar="FOLDER",
                       help="folder with the task's official files, or its parent folder")
+    int8.add_argument("--max-length", metavar="TOKENS", type=int,
+                      help="with --task: texts with more tokens are cut, as by finetune.py --max-length "
+                      "(default: depends on the task, mostly 128)")
     int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
                       help="with --task: the largest loss that is allowed, in points of the task's first "
                       "metric. If the int8 file loses more, nothing is saved (default: %(default)s)")
@@ -82,7 +85,7 @@ def main() -> None:
     place_for(args.target)
     if args.int8 and args.to != "onnx":
         raise UserError("--int8 needs --to onnx")
-    for name in ("reduce_range", "task", "data"):
+    for name in ("reduce_range", "task", "data", "max_length"):
         if getattr(args, name) and not args.int8:
             raise UserError(f"--{name.replace('_', '-')} has no effect without --int8")
     if args.to == "onnx":
@@ -114,7 +117,8 @@ def main() -> None:
             from minibert.tasks.onnx_scores import judge_of
             if tokenizer is None:
                 raise UserError(f"{source} has no tokenizer, so it cannot be evaluated on --task")
-            judge = judge_of(model, tokenizer, str(source), args.task, args.data, args.most_loss)
+            judge = judge_of(model, tokenizer, str(source), args.task, args.data, args.most_loss,
+                             args.max_length)
         apart = save_onnx(model, args.target, tokenizer, bits, judge)
         note += f"; outputs in ONNX Runtime differ by at most {apart:.0e} from the model's" + (
             f", weights of {bits} bits" if bits else "")

@@ -38,7 +38,7 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 
 
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
-             most: float) -> Callable[[Path], None]:
+             most: float, max_length: int | None = None) -> Callable[[Path], None]:
     """Returns a function `judge_file(path)`, which prints the scores of the int8 file at `path` and of
     `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 by more than
     `most` points.
@@ -48,7 +48,7 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)
-    known = replace(known, max_length=min(known.max_length, model.config.max_positions))
+    known = replace(known, max_length=max_length or min(known.max_length, model.config.max_positions))
     split = next(iter(tokenise_splits(known, rows, tokenizer, 128, model.config, name).values()))
 
     def judge_file(path: Path) -> None:

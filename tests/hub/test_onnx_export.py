@@ -21,6 +21,7 @@ from minibert.hub.onnx_export import Padded, on_tokens, packed_outputs, pad, sam
 from minibert.model.config import Config
 from minibert.model.encoder import Encoder
 from minibert.model.heads import Classifier, MaskedLM, PreTraining, Span
+from minibert.tasks import onnx_scores
 from scripts import convert
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +206,13 @@ def test_int8_is_judged_before_it_gets_its_name(tmp_path, monkeypatch, capsys):
     assert convert(monkeypatch, source, tmp_path / "other", *command, "-200") == 2
     assert "points of accuracy, more than --most-loss -200; nothing was saved" in capsys.readouterr().err
     assert not list((tmp_path / "other").iterdir())
+
+    longest, judge = [], onnx_scores.judge
+    monkeypatch.setattr(onnx_scores, "judge", lambda model, task, split, runtime: (
+        longest.append(split.examples.lengths.max()), judge(model, task, split, runtime))[1])
+    for words in ((), ("--max-length", "4")):
+        convert(monkeypatch, source, tmp_path / f"cut{len(words)}", *command, "100", *words)
+    assert longest[0] > 4 == longest[1]
 
 
 def test_options_of_int8_alone(tmp_path, monkeypatch, capsys):
