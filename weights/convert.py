@@ -85,9 +85,11 @@ def main() -> None:
     place_for(args.target)
     if args.int8 and args.to != "onnx":
         raise UserError("--int8 needs --to onnx")
-    for name in ("reduce_range", "task", "data", "max_length"):
-        if getattr(args, name) and not args.int8:
-            raise UserError(f"--{name.replace('_', '-')} has no effect without --int8")
+    for name, needed in (("reduce_range", "int8"), ("task", "int8"), ("data", "task"),
+                         ("max_length", "task")):
+        given = getattr(args, name)
+        if given is not None and given is not False and not getattr(args, needed):
+            raise UserError(f"--{name.replace('_', '-')} has no effect without --{needed}")
     if args.to == "onnx":
         from minibert.hub.onnx_export import packages, save_onnx
         packages()  # reports missing packages before the model is loaded

@@ -30,9 +30,8 @@ class MachineOptions:
     """The options for the machine on which a script runs."""
 
     micro_tokens: int = option(
-        4096, "largest number of tokens in one forward pass of a rank (finetune.py: a longer sequence is "
-              "alone in a pass); a smaller number needs less memory. Another number changes the results only by "
-              "rounding and by the random numbers of dropout",
+        4096, "largest number of tokens in one forward pass of a rank; a smaller number needs less memory. "
+              "Another number changes the results only by rounding and by the random numbers of dropout",
         metavar="TOKENS", group="machine")
     precision: str = option(
         "auto", "precision of matrix products; auto: bf16 on hardware that multiplies bf16, fp16 on other "

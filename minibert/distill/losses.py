@@ -56,7 +56,7 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     rows, columns = x.shape
     sequences = len(offsets) - 1
     lengths = torch.diff(offsets).long()
-    # (N,) the number of each row's sequence. Without `output_size`, torch would wait for the GPU.
+    # (N,), for each row the number of its sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
     # The maximum prevents an overflow of exp. It does not change the result, so it needs no gradient.
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(

@@ -44,11 +44,14 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
     `most` points.
 
     `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
-    `data` are the values of --task and --data.
+    `data` are the values of --task and --data. Texts with more than `max_length` tokens are cut (None: the
+    task's number of tokens, at most the model's number of positions).
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)
-    known = replace(known, max_length=max_length or min(known.max_length, model.config.max_positions))
+    if max_length is None:
+        max_length = min(known.max_length, model.config.max_positions)
+    known = replace(known, max_length=max_length)
     split = next(iter(tokenise_splits(known, rows, tokenizer, 128, model.config, name).values()))
 
     def judge_file(path: Path) -> None:

@@ -220,6 +220,10 @@ def test_options_of_int8_alone(tmp_path, monkeypatch, capsys):
     for words in (("--int8",), ("--to", "onnx", "--task", "mrpc"), ("--to", "onnx", "--reduce-range")):
         assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", *words) == 2
         assert "--int8" in capsys.readouterr().err
+    for words in (("--data", "data"), ("--max-length", "0")):
+        assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", "--to", "onnx", "--int8",
+                       *words) == 2
+        assert f"{words[0]} has no effect without --task" in capsys.readouterr().err
     monkeypatch.setattr(onnx_export, "packages", lambda: None)
     command = ("--to", "onnx", "--int8", "--task", "mrpc", "--data", tmp_path)
     assert convert(monkeypatch, tmp_path / "source", tmp_path / "target", *command) == 2
