@@ -84,9 +84,7 @@ def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 class MicroBatch(NamedTuple):
-    """The input of one forward pass: a packed batch of masked text, and the original ids of the masked
-    tokens.
-    """
+    """The input of one forward pass of MLM: a packed batch of masked text, and its labels."""
 
     batch: Batch
     labels: Tensor  # (N,) int64, the original ids; IGNORE at tokens that are not masked

@@ -30,10 +30,10 @@ class Config:
     max_positions: int = 512
     segments: int = 2  # number of token types
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
-    norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
+    norm_eps: float = 1e-12  # torch's default is 1e-5
     dropout: float = 0.1  # dropout of embeddings, and of the outputs of attention and feed-forward networks
     attention_dropout: float = 0.0  # 0.1 in the papers; training is faster with 0 (see `attend`)
-    classifier_dropout: float = 0.1  # dropout before the sequence classifier
+    classifier_dropout: float = 0.1
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes
