@@ -39,8 +39,6 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     `out` exists and is not an empty folder, or if a file cannot be written.
     """
     out = place_for(Path(out))
-    # The name is chosen before `try`, so that the folder is removed even if Ctrl-C is pressed directly after
-    # `mkdir`.
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(out):
@@ -70,8 +68,7 @@ class CorpusWriter:
         self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
                       for part in PARTS for suffix in self.types}
         self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
-        # for each part, the numbers of tokens, lines, documents, and documents that are too short for
-        # training
+        # "short": the number of documents that are too short for training
         self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
         tokenizer.save(folder / "tokenizer")
 

@@ -34,21 +34,16 @@ class Options(MachineOptions):
         choices=tuple(METHODS))
 
     teacher: str | None = option(
-        None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
-              "teacher by default. With mlm, a given teacher is not used in the training steps; it gives the "
-              "student's initial weights and tokenizer, and is evaluated",
+        None, "folder or hub name of the teacher (default: the bundled teacher; for mlm: no teacher). With "
+              "mlm, the teacher gives the student's initial weights and tokenizer, and is not used in training",
         metavar="FOLDER", group="model")
     student: str | None = option(
-        None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "
-              "model to train further. Default for tinybert, minilm and minilmv2: tinybert-4; for "
-              "mobilebert: a MobileBERT with as many layers as the teacher; for embedding: the teacher's "
-              "sizes with half of its layers; for distilbert, and for mlm with --teacher: a DistilBERT with "
-              "half of the teacher's layers. --method mlm needs --student or --teacher",
+        None, "name of a preset (`bench.py size` lists all presets), or folder of a model to train further "
+              "(default: half of the teacher's layers; for mobilebert: as many layers as the teacher; for "
+              "tinybert, minilm and minilmv2: tinybert-4). mlm needs --student or --teacher",
         metavar="PRESET")
     layers: int | None = option(
-        None, "number of layers of the student. Default: as many as the preset that --student names. "
-              "Default without --student: half as many as the teacher; for tinybert, minilm and minilmv2: "
-              "4; for mobilebert: as many as the teacher", metavar="LAYERS")
+        None, "number of layers of the student (default: see --student)", metavar="LAYERS")
     init: str | None = option(
         None, "initial weights of the student. teacher: embeddings, layers and head are copied from the "
               "teacher; embeddings: only embeddings and head are copied; random: nothing is copied",
@@ -77,7 +72,7 @@ class Options(MachineOptions):
         (), "text for the evaluation: files, folders or python-docs, as for --corpus (default: the held-out "
             "part of --corpus)", metavar="FILE")
     wikitext: str = option("auto", "yes: the text files are tokenised WikiText; no: they are "
-                                   "other text; auto: WikiText is recognised from the text",
+                                   "other text; auto: guessed for each file",
                            choices=("auto", "yes", "no"))
     one_line: bool = option(False, "use each line as one sequence. Without this option, consecutive lines "
                                    "are joined into sequences of at most --max-length tokens")
