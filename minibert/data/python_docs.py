@@ -67,8 +67,8 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a docstring, each as one line. Paragraphs with >>> and lines without letters
-    or digits are left out.
+    """Yields the paragraphs of a text, each as one line. Paragraphs with >>> and lines without letters or
+    digits are left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]

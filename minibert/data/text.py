@@ -21,7 +21,7 @@ SUFFIXES = (".txt", ".jsonl", ".tokens", ".raw")
 KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 PREVIEW_CHARACTERS = 1 << 20  # how many characters of a file are searched for signs of WikiText
-DOCUMENT_CHARACTERS = 1 << 22  # a longer document is divided, to save memory
+DOCUMENT_CHARACTERS = 1 << 22  # a longer document is divided, to save memory (not in .jsonl files)
 HEAD_CHARACTERS = 1 << 16
 NOT_TEXT = {  # files that begin with these bytes are refused; the values are parts of the error messages
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",

@@ -152,10 +152,10 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the form that `transformers` reads.
 
-        `max_length` is the number of positions of the model. It is written as model_max_length. But if the
-        loaded tokenizer_config.json has a smaller model_max_length, or one that means "no limit", this value
-        is kept. `segments` is True if the model has token types. In `transformers`, a DistilBERT raises an
-        error if the tokenizer returns token types.
+        `max_length` is the number of positions of the model. It is written as model_max_length. A smaller
+        model_max_length in the loaded tokenizer_config.json is kept, and so is a value that means "no limit".
+        `segments` is True if the model has token types. In `transformers`, a DistilBERT raises an error if
+        the tokenizer returns token types.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,8 +214,8 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if the tokenizer.json with the content `description` does not add BERT's special
-    tokens to a pair of texts, or has another unk_token than `tokenizer`. Generic tokenizer classes of
+    """Checks `description`, the content of a tokenizer.json. Raises `UserError` if it does not add BERT's
+    special tokens to a pair of texts, or has another unk_token than `tokenizer`. Generic tokenizer classes of
     `transformers` read the post-processor and the unk_token from tokenizer.json.
     """
     try:

@@ -55,9 +55,8 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The content of a tokenizer folder. `source` is the file of the vocabulary. `added` has pairs (added
-    token, id); if the id is None, the token gets the next free id. `states` are the settings of
-    tokenizer_config.json that `Tokenizer.save` writes again. `generic` is the content of tokenizer.json if
-    the tokenizer class is generic (`_is_generic`), otherwise None.
+    token, id); if the id is None, the token gets the next free id. `generic` is the content of tokenizer.json
+    if the tokenizer class is generic (`_is_generic`), otherwise None.
     """
     source: Path
     vocabulary: dict[str, int]

@@ -35,11 +35,12 @@ class Options(MachineOptions):
 
     teacher: str | None = option(
         None, "folder or hub name of the teacher (default: the bundled teacher; for mlm: no teacher). With "
-              "mlm, the teacher gives the student's initial weights and tokenizer, and is not used in training",
+              "mlm, the teacher gives the student's initial weights and tokenizer, and is not used in "
+              "training",
         metavar="FOLDER", group="model")
     student: str | None = option(
         None, "name of a preset (`bench.py size` lists all presets), or folder of a model to train further "
-              "(default: half of the teacher's layers; for mobilebert: as many layers as the teacher; for "
+              "(default: a student with half of the teacher's layers; for mobilebert: with all of them; for "
               "tinybert, minilm and minilmv2: tinybert-4). mlm needs --student or --teacher",
         metavar="PRESET")
     layers: int | None = option(
@@ -53,9 +54,9 @@ class Options(MachineOptions):
               "from 0; for example 0,2,5 (default: evenly spaced layers)", metavar="NUMBERS",
         only_with=NOT_MOBILEBERT)
     token_types: str = option(
-        "fold", "what is done with the teacher's token types if the student has none and is copied from the "
-                "teacher. fold: the teacher's vector of token type 0 is added to the position vectors; drop: "
-                "the vector of token type 0 is not used, as in DistilBERT's code", choices=("fold", "drop"),
+        "fold", "how a student without token types is copied. fold: the teacher's vector of token type 0 is "
+                "added to the position vectors; drop: this vector is not used, as in DistilBERT's code",
+        choices=("fold", "drop"),
         only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
         None, "dropout rate after the student's embeddings and after each attention and feed-forward block. "
