@@ -1,8 +1,8 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-The method tinybert trains the student in two stages, and every other method in one stage (`train`). The
-options are in minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in
-minibert/distill/.
+The training has two stages with the method tinybert, and one stage with every other method. The function
+`train` runs one stage. The options are in minibert/tasks/options.py. The losses are in task_kd.py,
+tinybert.py and theseus.py in minibert/distill/.
 """
 
 import dataclasses
@@ -128,8 +128,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     else:
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
-        # If train and dev are parts of one csv file, the augmented file must have no copy of a dev row. An id
-        # that occurs in both parts is not checked.
+        # If train and dev are parts of one csv file, the augmented file must have no copy of a dev row,
+        # because dev rows must be unseen. An id that occurs in train and in dev is not checked.
         own_file = options.task not in TASKS and not options.dev
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
@@ -138,7 +138,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        # `pairs` is true for SQuAD, because a question and its context are a pair
+        # token type 1 marks the second text of a pair (for SQuAD: the context)
         pairs = bool(splits["train"].examples.segments.any())
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
@@ -169,8 +169,8 @@ def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     data = {name: split.examples.fingerprint for name, split in splits.items()
             if name not in run.task.test_splits}
     open_run(run.out, dataclasses.asdict(options), MAY_CHANGE)
-    # If a run is resumed with fewer seeds than before, its best seed may be one of those left out. Then the
-    # best of the remaining seeds would be wanted, but a finished run no longer has its model.
+    # A finished run keeps only the model of its best seed. With fewer seeds than before, this best seed may
+    # be left out, and the models of the other seeds no longer exist.
     if (run.out / f"seed-{options.seed + options.seeds}").exists():
         raise UserError(f"the run in {run.out} has more seeds than --seeds {options.seeds}: "
                         "resume it with at least as many seeds as before")
@@ -283,9 +283,7 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
 
 
 def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
-    """Computes the teacher's outputs on the training examples, if alpha is above 0 or the method is pkd. The
-    result has the teacher only if the method runs the teacher during training.
-    """
+    """Computes the teacher's outputs on the training examples, if alpha is above 0 or the method is pkd."""
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
         pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
@@ -340,8 +338,8 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
     """Returns a function `loss(data)`, where `data` are the examples of one training step.
 
     `loss(data)` returns a function that computes the loss of one micro-batch, and a dict with a divisor for
-    each loss term: the number of examples by which the sum of the term over the step is divided. `steps` is
-    the number of steps of the stage.
+    each loss term. A divisor is a number of examples: the sum of the term over the step is divided by it.
+    `steps` is the number of steps of the stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
@@ -411,10 +409,9 @@ def card_of(options: Options, task: Task) -> str:
 class Stage(NamedTuple):
     """The module, the loss, the data and the settings of one training stage."""
 
-    name: str  # the name of the stage in messages
-    module: nn.Module  # the module that is trained and saved in checkpoints
-    # takes the `Drawn` of one step; returns a function that computes the loss of one micro-batch, and the
-    # divisors of the loss terms
+    name: str
+    module: nn.Module
+    # a function `loss(data)` as in `loss_of_task`
     loss: Callable
     examples: Examples
     targets: dict[str, np.ndarray]  # the teacher's outputs on the examples
@@ -439,7 +436,7 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
     steps = steps_of(stage.epochs, stage.examples, task)
-    # from each epoch's last step to the number of epochs up to this step (for 2.5 epochs: 1, 2 and 2.5)
+    # a dict from the last step of each epoch to the number of finished epochs (for 2.5 epochs: 1, 2 and 2.5)
     ends = {min(steps, math.ceil(e * n / task.batch)): min(e, stage.epochs)
             for e in range(1, math.ceil(stage.epochs) + 1)}
     stage.module.to(runtime.device).train()
@@ -454,11 +451,12 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-        # the run may have been killed after the checkpoint of the best epoch, before it saved the model
+        # a kill after the checkpoint of the best epoch may have prevented the saving of the best model
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
-    # training step may use only some student layers, but step number `steps` would use all student layers.
+    # training step may use only some student layers. So the example is drawn for step `steps`, after the last
+    # training step, in which all student layers are used.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 

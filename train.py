@@ -84,7 +84,6 @@ class Run(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Trains a model, evaluates it, and writes the run folder."""
-    # `resolved` adds the defaults that depend on --method
     options = parse(Options, argv, "Pre-training and pre-training distillation of BERT.", EXAMPLES,
                     defaults={"method": shown_defaults()}).resolved()
     runtime = start(options.device, options.precision, options.threads)
@@ -95,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
     # the summary compares the trained student with this copy of the untrained student
     initial = copy.deepcopy(run.module) if run.held_out else None
-    # `learn` changes the vectors of the token types, so equal vectors are found now
+    # `learn` trains only the vector of token type 0. After `learn`, this vector is copied to the token types
+    # whose vectors equal it now.
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
@@ -119,8 +119,8 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
                       TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     held_out = None
     if unseen is not None:
-        # 15 % of the tokens for every method with MLM heads, so that the losses of these methods are
-        # comparable
+        # With an MLM head, 15 % of the held-out tokens are masked, whatever --mask-share is. So the losses of
+        # all methods with an MLM head are comparable.
         share = 0.15 if method.head == "mlm" else options.mask_share
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
@@ -183,7 +183,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         config = student.config
     else:
         config = method.shape(teacher.config, options.layers)
-    # `fit` reports a wrong config at once, because building the student takes time
+    # `fit` checks the config before the student is built, because building the student takes time
     compared = method.fit(config, teacher.config, weights)
     if compared:
         say(compared)
@@ -191,7 +191,6 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
         if options.init == "teacher":
             origins = (numbers("--layer-map", options.layer_map) if options.layer_map
                        else copied_layers(config.layers, teacher.config.layers))
-            # the layers are counted from 0, as in --layer-map
             say(f"student layers start from teacher layers {origins}")
         student = make_student(teacher, config, layer_map=origins, init=options.init, seed=options.seed,
                                fold_segments=options.token_types == "fold")
@@ -267,10 +266,10 @@ def learn(run: Run) -> None:
         done = state["step"] if state else 0
         say(f"resuming after step {done}")
     draw = drawing(run)
-    # each rank takes its own part of the sequences of a step
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
-    weights, stage = run.weights, None  # the loop sets both at the start of a MobileBERT stage
+    # with MobileBERT, the loop sets `weights` and `stage` at the start of each stage
+    weights, stage = run.weights, None
     if not run.plan:
         freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
     tokens = 0
@@ -295,7 +294,6 @@ def learn(run: Run) -> None:
             lr, factors = rate_at(done, run)
             set_learning_rate(optimizer, lr, factors)
 
-            # `accumulate` sums the gradients of one micro-batch after another, which needs little memory
             sums = accumulate(module, loss_of, data.micro_batches, scaler, runtime)
             figures, stopping = update(module, optimizer, sums, counts, scaler, runtime, options.clip,
                                        bool(stop))
@@ -325,7 +323,6 @@ def drawing(run: Run) -> Callable[..., Step]:
     """Returns `make_step` with the corpus and the options of the run filled in."""
     options, smoothing = run.options, None
     if options.masking == "smoothed":
-        # Rare tokens are masked more often than frequent tokens, as in DistilBERT's code.
         smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
     return partial(make_step, run.corpus, run.tokenizer, micro_tokens=options.micro_tokens, seed=options.seed,
                    masking=Masking(options.masking, options.mask_share, smoothing))
@@ -342,8 +339,8 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step. For MobileBERT, also returns a list of factors of the learning
-    rate, one for each part of the student (see `rates`).
+    """Returns the learning rate of a step. For MobileBERT, also returns a list with a factor for each part of
+    the student (see `rates`). The learning rate is multiplied by the factor.
     """
     options = run.options
     if not run.plan:

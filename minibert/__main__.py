@@ -42,7 +42,7 @@ EXAMPLES = """examples:
   printf 'Who wrote it?\\tThe book was written by Ada.\\n' | python -m minibert runs/squad/model
 """
 
-CELL = 60  # the largest number of characters of an answer in the printed table; longer answers are cut
+CELL = 60  # the largest number of characters of an answer in the printed table
 
 
 class Guest(NamedTuple):

@@ -48,9 +48,9 @@ class FinetuneBench(MachineOptions):
     batch: int = option(32, "number of examples of one step")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     steps: int = option(4, "number of training steps in one measurement")
-    turns: int = option(3, "number of measurements of minibert and of transformers, after one warm-up")
-    dropout: float = option(0.1, "dropout of embeddings, block outputs and "
-                            "the classifier's input, in minibert and in transformers")
+    turns: int = option(3, "number of measurements of each program, after one warm-up")
+    dropout: float = option(0.1, "dropout of embeddings, of the outputs of attention and feed-forward "
+                            "networks, and of the classifier's input")
 
     def __post_init__(self):
         if not self.data or not self.tokenizer:

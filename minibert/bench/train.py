@@ -48,7 +48,8 @@ class TrainBench(MachineOptions):
                                   "--max-length are equally likely")
     steps: int = option(4, "number of training steps in one measurement")
     turns: int = option(5, "number of measurements of each method (and of transformers), after one warm-up")
-    dropout: float = option(0.1, "dropout of embeddings and block outputs, in minibert and in transformers")
+    dropout: float = option(0.1, "dropout of embeddings, and of the outputs of attention and feed-forward "
+                                 "networks")
     peer: bool = option(True, "also measure the same step in transformers (only if --methods is distilbert)")
     compiled_peer: bool = option(False, "also measure the step of --peer with torch.compile")
 

@@ -1,4 +1,4 @@
-"""Runs training steps with `transformers`, whose speed bench.py compares with the speed of minibert's steps.
+"""Runs training steps with `transformers`. bench.py compares their speed with the speed of minibert's steps.
 
 A batch is padded to its longest sequence. Precision, dropout and optimiser are those of minibert's steps. The
 distillation losses are those of the original DistilBERT code, over all tokens except padding.
@@ -26,10 +26,10 @@ def check_installed() -> None:
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """Makes a model of `transformers` with the shape of `config`, random weights and SDPA attention. `kind`
-    is the name of a class. Raises `UserError` if `transformers` does not support the shape.
+    is the name of a class. Raises `ValueError` if `transformers` does not support the shape.
     """
     import transformers
-    raw = describe(config, "mlm", "float32")  # the content of a config.json for an MLM
+    raw = describe(config, "mlm", "float32")
     peer_config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     return getattr(transformers, kind).from_config(peer_config, attn_implementation="sdpa")
 

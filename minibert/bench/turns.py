@@ -20,8 +20,8 @@ from minibert.common.errors import UserError
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Runs the main loop of a measured process. For each request of the parent process, calls `turn` and
-    sends its result to the parent, or the seconds of the call if the result is None. At the end, sends the
-    peak memory in bytes (on a GPU, the peak of torch's GPU memory).
+    sends the result to the parent. If the result is None, sends the seconds of the call. At the end, sends
+    the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
     """
     # The parent process gets Ctrl-C and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -59,8 +59,8 @@ def run(worker: Callable, *given) -> None:
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[Callable]:
     """Starts a process that calls `worker(*given, pipe)`. The worker must call `serve`. Yields a function
-    `ask`: `ask()` runs one measurement and returns its result, and `ask(False)` stops the worker and returns
-    its peak memory in bytes. If the worker raises a `UserError`, `ask` raises it.
+    `ask`. `ask()` runs one measurement and returns its result. `ask(False)` stops the worker and returns its
+    peak memory in bytes. If the worker raises a `UserError`, `ask` raises it.
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()

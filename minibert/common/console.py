@@ -45,7 +45,7 @@ class Progress:
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
         """`what` is the name of the work. `total` is the amount of all work, and `done` the amount that an
-        earlier run finished, in `unit`s.
+        earlier run finished. `unit` names the unit of the amounts, for example "steps".
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
@@ -76,7 +76,7 @@ class Progress:
                 f"{short(rate)} {self.unit}/s  {left} left")
 
     def close(self) -> None:
-        """Ends the progress line (with `stays`) or removes it."""
+        """Removes the progress line from the terminal, or with `stays` moves the cursor below this line."""
         if self.in_place:
             print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
         self.in_place = False
@@ -89,9 +89,7 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """Returns a number as text. Whole numbers and numbers of 100 or more have no decimals. Numbers above 1
-    have one decimal, and numbers below 1 have two significant digits.
-    """
+    """Returns a number as short text, for example 1,234 or 12.3 or 0.012."""
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"
     return f"{number:.1f}" if number >= 1 else f"{number:.2g}"

@@ -21,7 +21,7 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # the reader of the output has ended, which is no error of the disk
+        raise  # the program that reads the output has ended; this is no error of the disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, and {path} cannot be written; make room on the disk and run "
@@ -59,8 +59,8 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path of `folder` with all links resolved, to which a finished folder can be renamed. Raises
-    `UserError` if the path is a mount point, or if it exists and is not an empty folder.
+    """Returns the path of `folder` with all links resolved. The caller can rename a finished folder to this
+    path. Raises `UserError` if the path is a mount point, or if it exists and is not an empty folder.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -88,7 +88,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     """Returns the text of a small UTF-8 file, with '\\n' for every line end. Raises `UserError` if the file
-    cannot be read, is not UTF-8, or is a device or a pipe, because reading a pipe may never end.
+    cannot be read or is not UTF-8. A device or a pipe is an error too, because reading it may never end.
     """
     try:
         if path.exists() and not path.is_file():

@@ -35,7 +35,6 @@ def run_script(main) -> None:
     except BrokenPipeError:  # the reader of the output, for example `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    # for example a folder without permission or a full disk
     except OSError as error:
         where = f"{error.filename} cannot be used: " if error.filename else ""
         print(f"error: {sentence(where + (error.strerror or str(error)))}", file=sys.stderr)

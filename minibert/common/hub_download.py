@@ -17,10 +17,10 @@ DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
 def local_folder(name: str | Path, weights: bool = True) -> Path:
-    """Returns the path of a model's folder. `name` is this path, or the name of a model on the hub, which is
-    downloaded into the Hugging Face cache. `weights=False` downloads only the configuration and the
-    tokenizer. Raises `UserError` if there is no folder or model named `name`, if the download fails, or if
-    `name` is the folder of a run (its model is in the subfolder model/).
+    """Returns the path of a model's folder. `name` is this path, or the name of a model on the hub. A model
+    on the hub is downloaded into the Hugging Face cache. `weights=False` downloads only the configuration and
+    the tokenizer. Raises `UserError` if there is no folder or model named `name`, or if the download fails.
+    Also raises `UserError` if `name` is the folder of a run, whose model is in the subfolder model/.
     """
     if Path(name).is_dir():
         if (Path(name) / "summary.json").exists() and (Path(name) / "model" / "config.json").exists():

@@ -17,9 +17,10 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` stands for the value in the help. `group` is the heading in the help of this option and of the
-    options that follow, up to the next `group`. With {"method": ("tinybert",)} as `only_with`, the option has
-    an effect only if --method is tinybert. If `only_with` has several names, all conditions must hold.
+    `metavar` stands for the value in the help. `group` is a heading in the help. This option and the next
+    options stand under the heading, up to an option with another `group`. With {"method": ("tinybert",)} as
+    `only_with`, the option has an effect only if --method is tinybert. If `only_with` has several names, all
+    conditions must hold.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -51,10 +52,10 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     """Reads the command line and returns an instance of the dataclass `cls`.
 
     A `bool` field x becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes one or more values. An option
-    is required if its default is None, unless the type of the field is `T | None`. `defaults` has the
-    defaults that the help shows for options whose default depends on another option. For example, {"method":
-    {"tinybert": {"lr": 1e-4}}} means that the default of --lr is 1e-4 with --method tinybert. Raises
-    `UserError` if a given option has no effect together with the other options.
+    is required if its default is None, unless the type of the field is `T | None`. `defaults` is only for
+    the help: defaults that depend on another option. With {"method": {"tinybert": {"lr": 1e-4}}}, the help
+    for --method tinybert shows 1e-4 as the default of --lr. Raises `UserError` if a given option has no
+    effect together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""Reports the features of the CPU on which the fastest kernels for attention and int8 products depend."""
+"""Reports features of the CPU, for example AMX. minibert chooses its kernels by these features."""
 
 from functools import cache
 

@@ -1,6 +1,7 @@
 """Computes each random number as a hash of integers: the seed, the step, the position and so on. So a resumed
-run has the random numbers of a run without a stop, with any number of ranks. The hash is the finaliser of
-SplitMix64 (Steele, Lea, Flood 2014).
+run has the same random numbers as a run that was never stopped. The order of the sequences and the masked
+tokens are the same with any number of ranks. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood
+2014).
 """
 
 import numpy as np
@@ -9,9 +10,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(*words) -> np.ndarray:
-    """Hashes integers or integer arrays (broadcast together) to uint64. The order of the arguments changes
-    the hash.
-    """
+    """Hashes integers or integer arrays (broadcast together) to uint64."""
     # an array, because numpy gives a warning if a scalar overflows; the overflow is intended
     state = np.zeros(1, dtype=np.uint64)
     for word in words:

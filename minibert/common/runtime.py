@@ -35,8 +35,8 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self):
-        """Returns the context manager for a forward pass. In 16-bit precision, matrix products are in 16
-        bits, and norms and losses are in fp32.
+        """Returns the context manager that sets the precision of a forward pass. In 16-bit precision, matrix
+        products are in 16 bits, and norms and losses are in fp32.
         """
         if self.precision == "fp32":
             return contextlib.nullcontext()
@@ -118,12 +118,12 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from returning freed memory to the system. By default glibc returns large blocks and
-    requests them again page by page, which took a fifth of the training time of DistilBERT in bf16.
+    """Stops glibc from returning freed memory to the system. By default glibc returns large blocks, and later
+    requests them again page by page. These requests took a fifth of the training time of DistilBERT in bf16.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        # large blocks come from the heap, because glibc always returns freed mmap blocks to the system
+        # no large block gets its own mmap, because glibc always returns a freed mmap block to the system
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
 

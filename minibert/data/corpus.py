@@ -15,21 +15,21 @@ from minibert.common.errors import UserError
 from minibert.data.corpus_writer import FORMAT, MIN_LENGTH, SPECIALS, file_types
 from minibert.data.tokenizer import Tokenizer
 
-WINDOW_LINES = 1 << 14  # the corpus is read in windows of about this number of lines
+WINDOW_LINES = 1 << 14  # about this number of lines is cut into sequences at once, to save memory
 
 
 class NoSequences(UserError):
-    """Raised if no sequence of a corpus has the minimum length."""
+    """Raised if every sequence of a corpus is shorter than the minimum length."""
 
 
 class Corpus:
-    """The sequences of a prepared folder, made by `open_corpus`.
+    """The sequences of a prepared folder. `open_corpus` makes a `Corpus`.
 
     `counts` says for each token id how often it occurs in the opened parts ("train", "held-out").
-    `tokens_of_parts` has the token ids of each part, and `first` the index of the first sequence of each
+    `tokens_of_parts` has the token ids of each part. `first` has the index of the first sequence of each
     part. `starts` has, for each sequence, the index of its first token in the token ids of its part.
-    `checksum` is the CRC-32 of all token ids. `n_tokens` is the number of tokens of all sequences, with [CLS]
-    and [SEP]. `left_out` is a message about sequences that are left out, or "".
+    `n_tokens` is the number of tokens of all sequences, with [CLS] and [SEP]. `left_out` is a message about
+    sequences that are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -48,7 +48,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the token counts, and of the token ids and lengths of the sequences in their order."""
+        """A hash of the token counts, the token ids and the lengths of the sequences."""
         order = f"{len(self)} {self.n_tokens} {self.checksum} {zlib.crc32(self.sequence_lengths)}".encode()
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
 
@@ -67,9 +67,9 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens.
 
     Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
-    line is a sequence of its own. A line that is too long is divided. A sequence is left out if it has fewer
-    than `min_length` tokens, or if at least half of its tokens are [UNK], as in DistilBERT's code. All these
-    numbers include [CLS] and [SEP].
+    line is a sequence of its own. A line with more than `max_length` tokens is divided. A sequence with fewer
+    than `min_length` tokens is left out. A sequence is also left out if at least half of its tokens are
+    [UNK]. DistilBERT's code has both rules. All numbers of tokens include [CLS] and [SEP].
 
     Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
     tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
@@ -145,12 +145,13 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields two int64 arrays for each window (consecutive documents with about `WINDOW_LINES` lines): the
-    index of each sequence's first token in the part, and the length of each sequence. `lines` has the number
-    of tokens of each line, and `documents` the number of lines of each document. `room` is the largest number
-    of tokens in a sequence, without [CLS] and [SEP].
+    """Cuts the documents of a part into sequences, one window after another. A window has consecutive
+    documents with about `WINDOW_LINES` lines in all. For each window, yields two int64 arrays: the index of
+    each sequence's first token in the part, and the length of each sequence. `lines` has the number of tokens
+    of each line. `documents` has the number of lines of each document. `room` is the largest number of tokens
+    in a sequence, without [CLS] and [SEP].
     """
-    # for each document, the number of lines of the part up to its end
+    # for each document, the number of lines in this document and all documents before it
     ends = np.cumsum(documents, dtype=np.int64)
     document = line = token = 0
     while document < len(ends):
@@ -166,7 +167,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts lines with the given lengths into pieces of at most `room` tokens. Returns the lengths of the
-    pieces, and for each line the total number of pieces up to its end.
+    pieces. Also returns, for each line, the number of pieces in this line and all lines before it.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)
@@ -176,8 +177,8 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
     """Joins consecutive pieces of a document into sequences, each with as many pieces as fit into `room`
-    tokens. Returns the lengths of the sequences. `document_ends` has for each document the total number of
-    pieces up to its end.
+    tokens. Returns the lengths of the sequences. `document_ends` has, for each document, the number of pieces
+    in this document and all documents before it.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

@@ -58,9 +58,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """Returns the number types of the .tokens, .lines and .documents files. Token ids are uint16 if all ids
-    fit into 16 bits, otherwise uint32.
-    """
+    """Returns the number types of the .tokens, .lines and .documents files."""
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 
 

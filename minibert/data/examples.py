@@ -26,9 +26,9 @@ class Examples:
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # For classification, `labels` (n,) has an int64 class for each sequence, and for regression a float32
-    # score. Without a label, the class is -1 or the score NaN. For SQuAD, `labels` (n, 2) has the positions
-    # of the first and the last token of each answer in its sequence, int64.
+    # classification: (n,) int64, the class of each sequence, or -1 without a label
+    # regression: (n,) float32, the score of each sequence, or NaN without a label
+    # SQuAD: (n, 2) int64, the positions of the first and the last token of the answer in each sequence
     labels: np.ndarray
 
     @cached_property
@@ -65,9 +65,9 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
-    """Raises `UserError` if the longest example has more tokens than the model has positions, or if examples
-    are pairs of texts and the model has only one token type. (A DistilBERT has no token types, and can read
-    pairs.)
+    """Raises `UserError` if the longest example has more tokens than the model has positions. Also raises
+    `UserError` if examples are pairs of texts and the model has only one token type. A DistilBERT has no
+    token types, and can read pairs.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -94,7 +94,9 @@ class LabelledBatch(NamedTuple):
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Makes `Examples` from token ids and segments, each with one list for each sequence."""
+    """Makes `Examples`. `ids` and `segments` have one list for each sequence. Raises `UserError` if there is
+    no sequence.
+    """
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -123,8 +125,9 @@ class Drawn(NamedTuple):
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
     """Draws `batch` examples for optimiser step `step` (the first step is 0). Returns the examples of one
-    rank in micro-batches of at most `micro_tokens` tokens. `targets` are the teacher's outputs: arrays with
-    one row for each example, or, from a teacher with a span head, for each token.
+    rank in micro-batches. A micro-batch has at most `micro_tokens` tokens, or a single longer example.
+    `targets` are the teacher's outputs. They have one row for each example. If the teacher has a span head,
+    they have one row for each token.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

@@ -23,8 +23,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the token ids of the sequences with the numbers `indices`, and their lengths, with [CLS] and
-    [SEP]. The ids are in one array, one sequence after the other.
+    """Returns the token ids and the lengths of the sequences `indices`, both with [CLS] and [SEP]. The ids
+    are in one array, one sequence after the other.
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -51,7 +51,7 @@ def make_step(corpus: Corpus, tokenizer: Tokenizer, step: int, *, batch: int, mi
 def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 512, selection: str = "bert",
                  share: float = 0.15, seed: int = 0) -> MicroBatch:
     """Tokenises and masks texts, and makes the batch that `minibert.distillation_loss` takes. In the batch,
-    the longest text is first.
+    the texts are sorted by length, the longest first.
 
     A text with more than `max_length` tokens is cut. `share` is the share of masked tokens, and `selection`
     says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). Raises `UserError`
@@ -60,7 +60,7 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     # "smoothed" needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
-    if isinstance(texts, str) or not texts:  # Python would treat one string as a list of characters
+    if isinstance(texts, str) or not texts:
         raise UserError("masked_batch takes a list of texts, at least one")
     sequences, _ = tokenizer.encode(list(texts), max_length=max_length)
     ids, lengths = np.concatenate(sequences).astype(np.int64), np.array([len(ids) for ids in sequences])
@@ -70,8 +70,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
-    """Returns a context manager, whose value is an iterator over make(step), make(step + 1) and so on. A
-    thread makes the next result while the current result is in use.
+    """A context manager that yields an iterator over make(step), make(step + 1) and so on. A thread makes the
+    next result while the current result is in use.
     """
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(make, step)

@@ -19,7 +19,7 @@ class Masking(NamedTuple):
     """The settings of the masking."""
 
     selection: str = "bert"  # how tokens are chosen: a name in `SELECTIONS`
-    share: float = 0.15  # share of masked tokens
+    share: float = 0.15  # share of the tokens (or words) that are selected
     weights: np.ndarray | None = None  # the weight of each token id; only for "smoothed"
 
 
@@ -64,8 +64,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# Each of the four functions below returns one bool for each token: True if the token is selected. Special
-# tokens are never selected. `draw` has one uniform random number for each token.
+# Each of the four functions below returns one bool for each token: True if the token is selected. `draw` has
+# one uniform random number for each token.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects each token with probability `masking.share`, independently of the others."""
@@ -73,7 +73,7 @@ def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -
 
 
 def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each word with probability `masking.share`. Of a word, all tokens are selected, or none."""
+    """Selects each word with probability `masking.share`. All tokens of a selected word are selected."""
     # A word starts at each token without ##. [CLS] has no ##, so no word reaches into the next sequence.
     starts = ~tokenizer.continuation[ids]  # (N,)
     word = np.cumsum(starts) - 1  # (N,): for each token, the number of its word

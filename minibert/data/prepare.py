@@ -22,9 +22,9 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    A document is held out if its hash (`hash_share`) is less than `held_out`. So equal documents are always
-    in the same part. `report` is called with each line of the summary and with each warning; with None, only
-    the progress is printed.
+    A document is held out if its hash, a number in [0, 1) (`hash_share`), is less than `held_out`. So equal
+    documents are always in the same part. `report` is called with each line of the summary and with each
+    warning. If `report` is None, only the progress is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -125,8 +125,8 @@ def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[l
 
 def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
     """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation, where BERT's
-    tokenizer begins a new word. If `size` characters have no such place, they become a part, which may divide
-    a word.
+    tokenizer begins a new word. If `size` characters have no space and no punctuation, the cut may divide a
+    word.
     """
     if len(line) <= size:
         return [line]

@@ -25,8 +25,7 @@ NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yields (module name, text) for each module of the standard library that has docstrings, and at the end
-    for the help topics. `library` is the folder of the standard library. Raises `UserError` if the folder has
-    no source files.
+    for the help topics. Raises `UserError` if the folder `library` has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -80,7 +79,7 @@ def paragraphs(text: str) -> Iterator[str]:
 def is_held_out(module: str) -> bool:
     """Returns whether a module is held out (about a tenth of all modules). A hash of the last part of its
     name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after them, are not hashed, so
-    `decimal` and `_pydecimal` are in the same part.
+    `decimal` and `_pydecimal` have the same hash.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -93,7 +92,7 @@ def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     used only once, in "train" if it occurs in a training document.
     """
     seen, found = set(), []
-    # training modules come first
+    # training modules come first, so a paragraph that is also in a held-out module becomes training text
     for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):
         new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
         seen.update(new)

@@ -22,7 +22,7 @@ KINDS = f"{', '.join(SUFFIXES)}, each also with .gz or .xz"
 COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 PREVIEW_CHARACTERS = 1 << 20  # how many characters of a file are searched for signs of WikiText
 DOCUMENT_CHARACTERS = 1 << 22  # a longer document is divided, to save memory (not in .jsonl files)
-HEAD_CHARACTERS = 1 << 16  # how many characters of a document `hash_share` reads
+HEAD_CHARACTERS = 1 << 16
 NOT_TEXT = {  # files that begin with these bytes are refused; the values are parts of the error messages
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
     b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
@@ -35,7 +35,7 @@ NOT_TEXT = {  # files that begin with these bytes are refused; the values are pa
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
-HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without outer spaces
+HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText; the line must be stripped
 JOINER = re.compile(r" @([-,.])@ ")
 MARKER = re.compile(r" @[-,.]@ |<unk>")
 
@@ -80,12 +80,12 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files below `folder`, except prepared corpora, and files and folders whose names start with
-    a dot. Links to folders are followed, but each folder is read only once.
+    """Yields the files below `folder`. Prepared corpora are left out, and so are files and folders whose
+    names start with a dot. Links to folders are followed, but each folder is read only once.
     """
     real = Path(os.path.realpath(folder))
-    # Folders in `entered` are not entered. A link to a parent of `folder` would lead to files outside
-    # `folder`, so the parents are in `entered`.
+    # No link to a folder in `entered` is followed. The parents of `folder` are in `entered`, because a link
+    # to a parent would lead to files outside `folder`.
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
@@ -110,10 +110,11 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
     """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
     read so far (0 for a pipe). `wikitext` is auto, yes or no.
 
-    In a .jsonl file, each line is one document. In all other files, a document ends at a blank line (in
-    WikiText: before a top-level heading), and at the first line end after its first `DOCUMENT_CHARACTERS`
-    characters. Line ends may be \\n, \\r\\n or \\r. A line also ends at U+2028 and similar characters, but a
-    document never does. Raises `UserError` if a file is not UTF-8 text.
+    In a .jsonl file, each line is one document. In WikiText, a document ends before the next top-level
+    heading. In all other files, a document ends at a blank line. A document with more than
+    `DOCUMENT_CHARACTERS` characters is divided at a line end (not in .jsonl files). Line ends may be \\n,
+    \\r\\n or \\r. U+2028 and similar characters also end a line, but they never end a document. Raises
+    `UserError` if a file is not UTF-8 text.
     """
     suffix = text_suffix(path)
     try:
@@ -195,7 +196,7 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
             text = json.loads(line)["text"]
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-        # nested brackets may cause a RecursionError, a number with thousands of digits a ValueError
+        # RecursionError: thousands of nested brackets; ValueError: a number with thousands of digits
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: this json cannot be read ({error})") from None
         except (KeyError, TypeError):
@@ -208,13 +209,13 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
 
 
 def stripped(text: str) -> list[str]:
-    """Returns the lines of a text without outer spaces, except blank lines."""
+    """Returns the stripped lines of a text, without blank lines."""
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def plain_wikitext(line: str) -> str:
-    """Returns a WikiText line as plain text. <unk> becomes [UNK], ` @-@ ` becomes "-" (the same for "," and
-    "."), and the equals signs of headings are removed.
+    """Returns a WikiText line as plain text. <unk> becomes [UNK]. ` @-@ `, ` @,@ ` and ` @.@ ` become "-",
+    "," and ".". The equals signs of headings are removed.
     """
     if line.startswith("= ") and line.endswith(" ="):
         line = line.strip("= ")

@@ -36,9 +36,9 @@ class Tokenizer:
     order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that `save` writes
     again.
 
-    `vocab_size` is the largest id plus 1. `special` and `continuation` have one bool for each id: True for
-    special tokens, and True for tokens that start with '##'. `sha256` is a hash of everything that can change
-    the ids of a text.
+    `vocab_size` is the largest id plus 1. `special` and `continuation` have one bool for each id. `special`
+    is True for special tokens. `continuation` is True for tokens that start with '##'. `sha256` is a hash of
+    everything that can change the ids of a text.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -119,10 +119,10 @@ class Tokenizer:
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """Yields an `Encoding` of the library `tokenizers` for each line, as in `pieces`. If `offsets` is
-        true, the encodings have character offsets.
+        """Yields an `Encoding` of the library `tokenizers` for each line, without special tokens. If
+        `offsets` is true, the encodings have character offsets.
         """
-        if isinstance(lines, str):  # Python would treat one string as a list of characters
+        if isinstance(lines, str):
             raise UserError("texts must be a list, even if there is only one text: [text]")
         lines = list(lines)
         encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
@@ -131,7 +131,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Returns the text of token ids. Pieces with '##' are joined to the piece before them, and spaces
-        before common punctuation marks are removed. If `skip_special` is true, special tokens are left out.
+        before common punctuation marks are removed.
         """
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
@@ -161,7 +161,7 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # an error of `save` of the library `tokenizers` does not say why writing failed
+        # not `self.backend.save`, because its error message does not say why writing failed
         text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
@@ -181,8 +181,8 @@ class Tokenizer:
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
-    `n_a` and `n_b` are the lengths of the texts. The longer text is cut first. When both texts have the same
-    length, both are cut.
+    `n_a` and `n_b` are the lengths of the texts. Only the longer text is cut, until both texts have the same
+    length. Then both texts are cut.
     """
     if n_a + n_b <= room:
         return n_a, n_b
@@ -191,10 +191,10 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a folder or of a model on the hub, in all published forms (docs/formats.md). The
-    ids are the same as in `transformers` 5. If no file says whether a vocab.txt is cased, `is_cased` guesses
-    it, with a warning. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT
-    tokenizer.
+    """Loads the tokenizer of a folder or of a model on the hub, in all published forms (docs/formats.md). A
+    text gets the same ids as in `transformers` 5. If no file says whether a vocab.txt is cased, `is_cased`
+    guesses it, with a warning. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not
+    a BERT tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -217,8 +217,8 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
     """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a pair of texts, or has
-    another unk_token than `tokenizer`. `description` is the content of tokenizer.json, from which generic
-    tokenizer classes of `transformers` take these settings.
+    another unk_token than `tokenizer`. `description` is the content of tokenizer.json. Generic tokenizer
+    classes of `transformers` read the post-processor and the unk_token from tokenizer.json.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
@@ -241,8 +241,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
     The trainer of `tokenizers` would give ids to characters inside words ('##a') in random order. This
     function chooses their ids, so that the same texts always give the same vocabulary. Raises `UserError` if
-    there is no text, or if `vocab_size` is smaller than the number of special tokens and single characters
-    ('a' and '##a' are two).
+    there is no text, or if `vocab_size` is too small for the special tokens and the single characters. 'a'
+    and '##a' count as two characters.
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()

@@ -21,7 +21,7 @@ CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 # The three sets below have the names of tokenizer classes in transformers. Each name may also end in Fast.
-# - BERT_CLASSES: of a tokenizer.json, only the vocabulary and the added tokens are used.
+# - BERT_CLASSES: only the vocabulary and the added tokens of a tokenizer.json are used.
 # - FILE_CLASSES: all settings are from tokenizer.json. Without this file, vocab.txt is read.
 # - GENERIC_CLASSES: all settings are from tokenizer.json. Without this file, the class is refused.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
@@ -107,8 +107,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         # new id. `Tokenizer` then reports that the token is missing.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # In transformers, all blank lines of vocab.txt are one token "". Added tokens that are not in the
-        # vocabulary get the ids after it, so "" must stay if there is such a token.
+        # In transformers, all blank lines of vocab.txt are one token "". The id of an added token outside the
+        # vocabulary depends on the number of tokens. So "" is removed only if the vocabulary has all added
+        # tokens.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -150,7 +151,7 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
     """Returns the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the model is
     not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, a generic class causes a
-    `UserError`. Any other class ignores the normaliser, so None is returned instead.
+    `UserError`. Any other class ignores the normaliser, so None is returned instead of the normaliser.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -173,8 +174,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Prints a warning if the normaliser in tokenizer.json is not BERT's (None), or has other options than
-    the used `options`.
+    """Prints a warning if the normaliser in tokenizer.json is not BERT's (`normalizer` is None), or has other
+    options than the used `options`.
     """
     used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -194,9 +195,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     """Returns the names of the five special tokens, all added tokens with their ids, and the additional
     special tokens in the form of tokenizer_config.json.
 
-    The added tokens are read from "added_tokens_decoder" of tokenizer_config.json, and for a generic class
-    also from `inside`, the "added_tokens" of tokenizer.json. Without "added_tokens_decoder", they are read
-    from `inside`, special_tokens_map.json and added_tokens.json.
+    The added tokens are read from "added_tokens_decoder" of tokenizer_config.json. For a generic class, they
+    are also read from `inside`, the "added_tokens" of tokenizer.json. Without "added_tokens_decoder", they
+    are read from `inside`, special_tokens_map.json and added_tokens.json.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -218,9 +219,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # As in transformers, the special tokens in `apart` are searched in a text before it is lower-cased, and
-    # all other tokens of added_tokens.json afterwards. In special_tokens_map.json, transformers does not
-    # treat the tokens of the list `additional_special_tokens` as special.
+    # As in transformers, the special tokens in `apart` are searched in a text before it is lower-cased. All
+    # other tokens of added_tokens.json are searched after it is lower-cased. In special_tokens_map.json,
+    # transformers does not treat the tokens of the list `additional_special_tokens` as special.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}

@@ -1,9 +1,9 @@
 """Computes losses that compare the attention of student and teacher.
 
-For one head in a sequence of T tokens, the scores z = a b' / sqrt(E) are a (T, T) matrix. E is the size of
-the head, and b' is b transposed. In attention, a are the queries (T, E) and b the keys (T, E). z_s are the
-student's scores, and z_t are the teacher's. These are the losses of row i, and the gradients G, with respect
-to z_s, of the sum over the rows:
+In a sequence of T tokens, one head of size E has queries, keys and values, each (T, E). a and b are two of
+these matrices, for example the queries and the keys. Their scores z = a b' / sqrt(E) are a (T, T) matrix; b'
+is b transposed. z_s are the student's scores, and z_t are the teacher's. The table has the loss of row i of
+the scores. G is the gradient of the sum of all row losses with respect to z_s.
 
     squares:  mean over j of (z_s - z_t)_ij^2                G = 2 (z_s - z_t) / T                TinyBERT
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )         G = softmax(z_s) - softmax(z_t)      MiniLM
@@ -11,8 +11,9 @@ to z_s, of the sum over the rows:
 The losses are averaged over the rows and heads of each sequence, and summed over the sequences.
 
 For 32 sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the
-scores are computed in chunks, together with the gradients with respect to the student's a and b: G b /
-sqrt(E) and G' a / sqrt(E). After a chunk, only the sum of the loss and these two gradients stay in memory.
+scores are computed in chunks. Each chunk directly gives its part of the gradients with respect to the
+student's a and b: G b / sqrt(E) and G' a / sqrt(E). After a chunk, only the sum of the loss and these two
+gradients stay in memory.
 """
 
 import math
@@ -26,8 +27,8 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# A chunk has at most CHUNK_ELEMENTS scores of the student, and as many of the teacher (8 MB each in fp32). If
-# one head of one sequence has more scores, a chunk has only these scores.
+# The largest number of the student's scores in a chunk (8 MB in fp32). A single head of a long sequence with
+# more scores is one chunk.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -38,30 +39,29 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
     student and teacher. The mean is over the heads and over the T^2 scores of each head.
 
     q, k (N, H, E_s) are the student's queries and keys, for N tokens and H heads of size E_s. t_q, t_k (N, H,
-    E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`). In
-    TinyBERT's code, the mean includes padding, so short sequences have less weight than here.
+    E_t) are the teacher's. `chunk` is the largest number of scores in a chunk (None: `CHUNK_ELEMENTS`).
     """
     return _sequence_sum(_squares, q, k, t_q, t_k, batch, chunk)
 
 
 def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
                  chunk: int | None = None) -> Tensor:
-    """Returns MiniLM's relation loss, summed over the sequences. The loss of a sequence is the mean over its
-    heads and rows of KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))).
+    """Returns MiniLM's relation loss, summed over the sequences. The loss of a sequence of T tokens is the
+    mean of KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))) over the T rows of each of its H
+    heads.
 
     a and b (N, H, E_s) are queries, keys or values of the student, for N tokens and H heads of size E_s. t_a
     and t_b (N, H, E_t) are the teacher's. `chunk` is as in `attention_sum`. With the queries as a and the
     keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is L_VR (Wang et al.
-    2020, sections 3.1 and 3.2). In MiniLMv2, a and b are both the queries, both the keys or both the values
-    (Wang et al. 2021, section 3.1).
+    2020, sections 3.1 and 3.2). In MiniLMv2, a = b: the queries, the keys or the values (Wang et al. 2021,
+    section 3.1).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """Joins the heads of each token in `x` (N, H, E) to a vector of D = H * E numbers, and splits the vector
-    into R = `relation_heads` relation heads, as in MiniLMv2. Returns (N, R, D / R). Raises `UserError` if D
-    is not a multiple of R.
+    """Divides the D = H * E numbers of each token in `x` (N, H, E) into R = `relation_heads` relation heads,
+    as in MiniLMv2. Returns (N, R, D / R). Raises `UserError` if D is not a multiple of R.
     """
     width = x.shape[1] * x.shape[2]
     if width % relation_heads:

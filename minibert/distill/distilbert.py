@@ -1,13 +1,13 @@
 """Computes the loss of DistilBERT, and the loss of masked language modelling (MLM) alone.
 
 Each pre-training method (methods.py) has a loss: a function of (student, teacher, micro-batch, weights,
-counts). It returns the micro-batch's part of the step's loss, and a dictionary with the detached sum of each
-loss term over the micro-batch. If the loss has the MLM term, the dictionary also has the key "accuracy": the
-number of correct predictions.
+counts). The function returns the micro-batch's part of the step's loss, and a dictionary with the detached
+sum of each loss term over the micro-batch. If the loss has the MLM term, the dictionary also has the key
+"accuracy": the number of correct predictions.
 
-The function divides the sum of each term by a count of the *whole* step (all micro-batches, all ranks), for
-example by the number of masked tokens. So the gradients of all micro-batches add up to the gradient of the
-whole step as a single batch.
+The function divides the sum of each term by a count, for example the number of masked tokens. The count is
+that of the *whole* step: all micro-batches of all ranks. So the gradients of all micro-batches add up to the
+gradient of one large batch with all sequences of the step.
 """
 
 from dataclasses import dataclass
@@ -37,23 +37,25 @@ class DistilBERTWeights:
 
 @dataclass(frozen=True)
 class MLMWeights:
-    """The weight of the MLM loss, which has no other term."""
+    """The weight of the MLM loss, the only loss term of the method mlm."""
 
     mlm: float = 1.0
 
 
 def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: DistilBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns DistilBERT's loss for a micro-batch (Sanh et al. 2019, section 3). Its three terms are the KL
-    to the teacher at all tokens (with `kl_masked_only`: at masked tokens), the MLM loss at masked tokens, and
-    the cosine distance between the last hidden states of student and teacher at all tokens.
+    """Returns DistilBERT's loss for a micro-batch (Sanh et al. 2019, section 3). The three terms are:
+
+        kl      KL to the teacher, at all tokens (with `kl_masked_only`: at masked tokens)
+        mlm     cross-entropy with the original tokens, at masked tokens
+        cosine  cosine distance between the last hidden states of student and teacher (L_cos), at all tokens,
+                as in the authors' code
     """
     with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
     last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
-        # only the rows of masked tokens need logits
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows])
@@ -61,7 +63,6 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
         vocab_side(student, last[rows]), micro.labels[rows], teacher_side, labelled=labelled,
         temperature=weights.temperature,
         mlm_weight=weights.mlm / counts["mlm"], kl_weight=weights.kl / counts["kl"])
-    # As in the authors' code, the cosine term (L_cos) is computed at all tokens, not only at masked tokens.
     cosine = cosine_sum(last, teacher_last)
     loss = loss + weights.cosine / counts["cosine"] * cosine
     return loss, {"kl": sums.kl, "mlm": sums.mlm, "cosine": cosine.detach(), "accuracy": sums.correct}
@@ -80,7 +81,9 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
+    """Returns, for each loss term, the divisor of its sum: the number of tokens or of masked tokens in the
+    whole step.
+    """
     masked = max(1, step.masked)  # at least 1, because sums are divided by `masked`
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
             "accuracy": masked}

@@ -2,8 +2,8 @@
 teacher's vector of a text. The loss needs no labels and no masked tokens.
 
 The source is Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
-Distillation", section 2, but here all texts are in one language. distilbert.py describes the arguments and
-results of a loss.
+Distillation", section 2. In this project, all texts are in one language. distilbert.py describes the
+arguments and results of a loss.
 """
 
 import copy
@@ -31,7 +31,7 @@ class EmbeddingWeights:
 
     cosine: float = 1.0
     mse: float = 0.0
-    hidden: float = 0.0  # term of the last hidden states (only if student and teacher have equal widths)
+    hidden: float = 0.0  # must be 0 if student and teacher have different widths
 
 
 class SentenceStudent(nn.Module):
@@ -39,9 +39,9 @@ class SentenceStudent(nn.Module):
     to the sentence vector.
 
     A student that is already a sentence encoder keeps its own layers. Any other student gets copies of the
-    teacher's layers. If the pooled vectors of student and teacher then have different widths, a new linear
-    layer before the copies maps the student's width to the teacher's width. The new layer is saved with the
-    student.
+    teacher's layers. If the pooled vectors of student and teacher differ in width, a new linear layer comes
+    before the copies. The new layer maps the student's pooled vector to the teacher's width, and is saved
+    with the student.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -58,10 +58,10 @@ class SentenceStudent(nn.Module):
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
-                # A Dense module of sentence-transformers needs an activation; Identity changes nothing.
+                # sentence-transformers saves a linear layer with an activation; Identity changes nothing
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # `self.sentences` is not an nn.Module. Its layers are trained only as an attribute of this module.
+        # `self.sentences` is not an nn.Module. This attribute makes its layers part of the trained module.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -94,14 +94,16 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
+    """Returns, for each loss term, the divisor of its sum: the number of sequences or of tokens in the whole
+    step.
+    """
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """Returns a sentence for the user if a linear layer maps the student's width to the teacher's, and
-    otherwise an empty text. Raises `UserError` if the vocabularies differ, or if the widths differ and the
-    weight of `hidden` is not 0.
+    """Returns a sentence for the user if student and teacher have different widths, and otherwise an empty
+    text. Raises `UserError` if the vocabularies differ, or if the widths differ and the weight of `hidden` is
+    not 0.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

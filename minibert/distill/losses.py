@@ -10,9 +10,7 @@ from minibert.common.errors import UserError
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Converts a 16-bit tensor to fp32, because a sum in 16 bits loses small terms. Returns an fp32 or fp64
-    tensor unchanged.
-    """
+    """Converts a 16-bit tensor to fp32, because a sum in 16 bits loses small terms."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -34,10 +32,11 @@ def cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = None) -> Tensor:
-    """Returns the sum over all rows of the mean over the D_t elements of (W h_s - h_t)^2. h_s and h_t are the
-    rows of `student` (N, D_s) and `teacher` (N, D_t). W (D_t, D_s) is `projection` (None: the identity). In
-    TinyBERT (Jiao et al. 2019, section 3.1) the result is L_hidn for hidden states, and L_embd for
-    embeddings. TinyBERT's own code compares the padding tokens, too.
+    """Returns the mean squared difference between `student` (N, D_s) and `teacher` (N, D_t), summed over the
+    rows. For rows h_s and h_t, the difference is W h_s - h_t, and the mean is over its D_t elements. W (D_t,
+    D_s) is `projection` (None: the identity). In TinyBERT (Jiao et al. 2019, section 3.1) the result is
+    L_hidn for hidden states, and L_embd for embeddings. Raises `UserError` if W h_s and h_t have different
+    widths.
     """
     if projection is not None:
         student = F.linear(student, projection)  # (N, D_t)
@@ -49,8 +48,8 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
 
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
-    """Returns the log-softmax (N, K) of each column of `x` (N, K) over the rows of each sequence, in fp32 or
-    fp64. `offsets` (S + 1,) are those of the `Batch` with S sequences.
+    """Returns the log-softmax of `x` (N, K) over the tokens of each sequence, separately in each column. The
+    result (N, K) is in fp32 or fp64. `offsets` (S + 1,) are those of the `Batch` with S sequences.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
@@ -58,7 +57,8 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     lengths = torch.diff(offsets).long()
     # (N,), for each row the number of its sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
-    # The maximum prevents an overflow of exp. It does not change the result, so it needs no gradient.
+    # Subtracting the maximum prevents an overflow of exp. The result stays the same, so the maximum needs no
+    # gradient.
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(
         0, sequence[:, None].expand(rows, columns), x.detach(), "amax")
     shifted = x - largest[sequence]
@@ -68,13 +68,12 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
 
 def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     """Returns the sum over sequences of the mean of two cross-entropies: one for the start of the answer, and
-    one for the end (Devlin et al. 2018, section 4.2). The softmax is over the tokens of one sequence. In
-    BERT's run_squad.py, the softmax is over the padding tokens, too.
+    one for the end (Devlin et al. 2018, section 4.2). The softmax is over the tokens of one sequence.
 
     `logits` (N, 2) has the start and end logits of N tokens. `starts` and `ends` (S,), int64, are the first
     and the last token of the answer, counted from 0 in each of S sequences. Token 0 is [CLS], which means "no
-    answer". Each value must be smaller than the length of its sequence. This is not checked, because a check
-    would wait for the GPU.
+    answer". Each value must be smaller than the length of its sequence. The values are not checked, because a
+    check would wait for the GPU.
     """
     log_p = segment_log_softmax(logits, offsets)
     first = offsets[:-1].long()
@@ -82,8 +81,8 @@ def span_loss(logits: Tensor, offsets: Tensor, starts: Tensor, ends: Tensor) -> 
 
 
 def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float) -> Tensor:
-    """For each sequence, takes the mean of two KL(teacher || student): one for the start of the answer, and
-    one for the end. Returns the sum of these means over the sequences, times T^2, where T is `temperature`.
+    """Returns the sum over sequences of T^2 (KL_start + KL_end) / 2. KL_start and KL_end are the KL(teacher
+    || student) for the start and the end of the answer, at the temperature T = `temperature`.
 
     `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. "DistilBERT
     (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1).

@@ -71,8 +71,7 @@ METHODS = {
 
 
 def terms_of(method: str) -> tuple[str, ...]:
-    """Returns the names of a method's loss terms, without figures that have no weight, such as the accuracy.
-    """
+    """Returns the names of a method's loss terms. The accuracy has no weight, so it is no loss term."""
     weights = METHODS[method].weights()
     # the numbers in the `Step` do not matter here
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
@@ -91,9 +90,9 @@ def weights_of(method: str, **changed) -> object:
 
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss of a method on one batch, as a tensor for `backward()`, and a dictionary with the mean
-    of each term (with MLM, also the accuracy). `changed` replaces default weights, for example `cosine=0`.
-    Call `student.train()` and `teacher.eval()` before this function.
+    """Returns the loss of a method on one batch, and the mean of each loss term (with MLM, also the
+    accuracy). Call `backward()` on the loss. `changed` replaces default weights, for example `cosine=0`. Call
+    `student.train()` and `teacher.eval()` before this function.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

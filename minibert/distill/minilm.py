@@ -1,6 +1,7 @@
-"""Computes the losses of MiniLM and MiniLMv2. Both compare relations between the tokens of a sequence,
-computed from the queries, keys and values of the student's last layer and of one teacher layer. The losses
-use no labels. distilbert.py describes the arguments and results of a loss.
+"""Computes the losses of MiniLM and MiniLMv2. These losses compare the student's last layer with one teacher
+layer. Queries, keys and values of a layer give relations between the tokens of a sequence, and the student
+learns the teacher's relations. The losses use no labels. distilbert.py describes the arguments and results of
+a loss.
 """
 
 import math
@@ -20,7 +21,7 @@ from minibert.model.heads import encoder_of
 
 @dataclass(frozen=True)
 class MiniLMWeights:
-    """The weights of MiniLM's loss terms (published: 1). A term with weight 0 is not computed."""
+    """The weights of MiniLM's loss terms (published: 1)."""
 
     attention_relation: float = 1.0
     value_relation: float = 1.0
@@ -30,7 +31,7 @@ class MiniLMWeights:
 
 @dataclass(frozen=True)
 class MiniLMv2Weights:
-    """The weights of MiniLMv2's loss terms (published: 1). A term with weight 0 is not computed."""
+    """The weights of MiniLMv2's loss terms (published: 1)."""
 
     q_relation: float = 1.0
     k_relation: float = 1.0
@@ -43,8 +44,9 @@ class MiniLMv2Weights:
 def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMWeights,
            counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns MiniLM's loss for a micro-batch (Wang et al. 2020, section 3). The student's last layer learns
-    the attention distributions (L_AT in the paper) and the value relations softmax(v v' / sqrt(E)) (L_VR) of
-    one teacher layer. Student and teacher need the same number of heads, but not the same head size E.
+    two relations of one teacher layer. L_AT in the paper compares the attention softmax(q k' / sqrt(E)). L_VR
+    compares the value relation softmax(v v' / sqrt(E)). Student and teacher need the same number of heads,
+    but not the same head size E.
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}
@@ -101,7 +103,9 @@ def minilmv2_counts(step: Step, weights: MiniLMv2Weights) -> dict[str, int]:
 
 
 def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
-    """Raises `UserError` if MiniLM cannot compare the two models. Otherwise returns an empty text."""
+    """Raises `UserError` if the vocabularies or the numbers of heads differ, or if the teacher has no layer
+    `teacher_layer`. Otherwise returns an empty text.
+    """
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)
     check_heads(student, teacher)
@@ -109,8 +113,9 @@ def fit_minilm(student: Config, teacher: Config, weights: MiniLMWeights) -> str:
 
 
 def fit_minilmv2(student: Config, teacher: Config, weights: MiniLMv2Weights) -> str:
-    """Returns a sentence for the user with the number of relation heads. Raises `UserError` if MiniLMv2
-    cannot compare the two models.
+    """Returns a sentence for the user with the number of relation heads. Raises `UserError` if the
+    vocabularies differ, if the teacher has no layer `teacher_layer`, or if `relation_heads` does not divide
+    the widths of both models.
     """
     check_vocabulary(student, teacher)
     check_teacher_layer(teacher, weights.teacher_layer)

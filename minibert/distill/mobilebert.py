@@ -39,13 +39,13 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     """Returns the loss of knowledge transfer for the layers in `weights.layers`. If the weight of `mlm` or
     `kd` is not 0, the loss of pre-training distillation is added.
 
-    Each term of the transfer (`feature_map`, `mean`, `variance` and `attention`) is summed over the compared
-    layers and divided by L, the number of all student layers. The attention term is KL(a_t || a_s), averaged
-    over the heads and rows of each sequence, where a_t and a_s are the attention distributions of teacher and
-    student. The authors' code averages the KL over all rows of a batch.
+    The terms of the transfer are `feature_map`, `mean`, `variance` and `attention`. Each of these terms is
+    summed over the compared layers and divided by L, the number of all student layers. The attention term is
+    KL(a_t || a_s), averaged over the heads and tokens of each sequence. a_t and a_s are the attention
+    distributions of a token in teacher and student.
 
-    The distillation is alpha MLM + (1 - alpha) KD at masked tokens, without next-sentence prediction. KD is
-    the KL to the teacher. The authors' code minimises cross-entropies instead, with the same gradients.
+    The distillation adds two terms at masked tokens, `mlm` and `kd`, without next-sentence prediction. KD is
+    the KL to the teacher.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -81,8 +81,8 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. But the
-    authors' code takes the teacher's mean and variance over the list of all layers, not over one layer.
+    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. But for
+    each layer, the authors' code takes the teacher's mean and variance over the states of all layers.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
@@ -94,8 +94,8 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
                           micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
                           ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss alpha MLM + (1 - alpha) KD at masked tokens, and the sums of its terms. `last` has the
-    last hidden states (N, D) of student and teacher.
+    """Returns the weighted MLM and KD loss at masked tokens, and the sums of the two terms without weights.
+    `last` has the last hidden states (N, D) of student and teacher.
     """
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
@@ -117,16 +117,18 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
+    """Returns, for each loss term, the divisor of its sum: the number of tokens, sequences or masked tokens
+    in the whole step.
+    """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
             "attention": step.sequences, "mlm": masked, "kd": masked, "accuracy": masked}
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if student and teacher cannot be compared layer by layer, if the teacher's
-    embeddings and head cannot be copied, or if all weights of the transfer or of the distillation are 0.
-    Otherwise returns an empty text.
+    """Raises `UserError` if student or teacher is no MobileBERT or IB-BERT, or if one of the sizes that
+    `check_equal` compares differs. Also raises `UserError` if all weights of the transfer, or all weights of
+    the distillation, are 0. Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

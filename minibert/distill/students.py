@@ -23,8 +23,8 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
-    """Returns the config of a DistilBERT student: the config of the BERT `teacher` with half of the layers
-    (or `layers` layers), and without token types and pooler.
+    """Returns the config of a DistilBERT student for the BERT `teacher`. The student has no token types, no
+    pooler, and `layers` layers (None: half of the teacher's layers, at least 1).
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT has half the layers of a BERT, and the teacher is a MobileBERT: give "
@@ -33,20 +33,23 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
-    """Returns the config of a TinyBERT student with four layers (or `layers` layers), as in `preset_of`."""
+    """Returns the config of a TinyBERT student: the preset tinybert-4 with `layers` layers (None: 4).
+    `preset_of` describes the fields that are the teacher's.
+    """
     return preset_of("tinybert-4", teacher, layers)
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """Returns the config of a MobileBERT student for the IB-BERT `teacher`. The settings listed in `same` are
-    the teacher's, and the others are those of the published MobileBERT.
+    """Returns the config of a MobileBERT student for the IB-BERT `teacher`. The fields listed in `same` are
+    the teacher's. `bottleneck_size` is a quarter of the teacher's width, and `intermediate_size` is 4 times
+    `bottleneck_size`. All other fields are those of the published MobileBERT.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
                         f"{teacher.architecture}; minilmv2 teaches a MobileBERT from any teacher")
     if layers not in (None, teacher.layers):
         raise UserError(f"--layers {layers}: a MobileBERT has the layers of its teacher, {teacher.layers}")
-    inside = teacher.hidden_size // 4  # as in the published models: 128 and 512
+    inside = teacher.hidden_size // 4  # as in the published MobileBERT: 512 / 4 = 128
     same = {name: getattr(teacher, name) for name in
             ("vocab_size", "hidden_size", "layers", "heads", "embedding_size", "max_positions", "segments",
              "pad_id", "initializer_range")}
@@ -75,7 +78,7 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
                         f"from a teacher of {teacher_layers} layers")
-    if student_layers == 1:  # the formula below would divide by zero
+    if student_layers == 1:
         return [0]
     return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
 
@@ -83,9 +86,9 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """Returns the layer map g(0), g(1) ... g(L_s): student layer m imitates teacher layer g(m). Layer 0 is
-    the embedding output: student layer 0 imitates teacher layer 0, so g(0) = 0. If `given` is None, g(m) is
-    round(m L_t / L_s) (Jiao et al. 2019), where L_s and L_t are the numbers of layers of student and teacher.
-    Otherwise, `given` is the list g(1), ..., g(L_s).
+    the embedding output, so g(0) = 0. If `given` is None, g(m) is round(m L_t / L_s) (Jiao et al. 2019),
+    where L_s and L_t are the numbers of layers of student and teacher. Otherwise, `given` is the list g(1),
+    ..., g(L_s).
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -119,8 +122,8 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     random and depend on `seed`.
 
     `fold_segments` is for a student without token types. If it is true, the teacher's vector of token type 0
-    is added to every copied position vector, so that a single text has the same embeddings in student and
-    teacher. If it is false, this vector is left out, as in DistilBERT's original script.
+    is added to every copied position vector. So a single text has the same embeddings in student and teacher.
+    If it is false, the vector of token type 0 is left out, as in DistilBERT's original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
@@ -141,7 +144,9 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
 
 
 def student_config(teacher: Config, shape: str | Config | None, layers: int | None, copied: bool) -> Config:
-    """Returns the config of a student. `make_student` describes the arguments."""
+    """Returns the config of a student. `make_student` describes `shape` and `layers`, and `preset_of`
+    describes `copied`.
+    """
     if isinstance(shape, str):
         return preset_of(shape, teacher, layers, copied)
     if shape is None:
@@ -161,8 +166,8 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
     """Gives a model random weights, which depend only on `seed` and the config, and returns the model. All
-    token types get the same vector. A random vector of token type 1 would stay untrained in pre-training,
-    whose text has only token type 0, and would add noise to text pairs in fine-tuning.
+    token types get the same vector. In pre-training, all text has token type 0, so a random vector of token
+    type 1 would stay untrained. In fine-tuning, this vector would add noise to text pairs.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -202,7 +207,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
 
 def check_equal(student: Config, teacher: Config, sizes: dict[str, str], hint: str) -> None:
     """Raises `UserError` if student and teacher differ in one of `sizes`, a dict from config fields to their
-    names in the error message. The message ends with `hint`.
+    names in the error message.
     """
     for name, meaning in sizes.items():
         student_size, teacher_size = getattr(student, name), getattr(teacher, name)

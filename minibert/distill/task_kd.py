@@ -1,6 +1,6 @@
 """Computes the loss of fine-tuning, with or without a teacher. L_hard compares the student's outputs with the
-labels, and L_soft compares them with the teacher's outputs. L_patience compares the [CLS] states of student
-and teacher (PKD, Sun et al. 2019).
+labels, and L_soft compares the student's outputs with the teacher's outputs. L_patience compares the [CLS]
+states of student and teacher (PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
@@ -33,8 +33,8 @@ class TaskWeights:
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
     """Returns the pairs (student layer, teacher layer), counted from 1, whose [CLS] states PKD compares (Sun
     et al. 2019, section 3.3). The student's last layer is in no pair, because it learns from the teacher's
-    outputs. With 6 student layers and 12 teacher layers, `which` "skip" takes the teacher layers 2, 4, 6, 8
-    and 10, and "last" takes the teacher layers 7 to 11.
+    outputs. For example, a student has 6 layers and its teacher 12. With `which` = "skip", the teacher layers
+    are 2, 4, 6, 8 and 10. With "last", the teacher layers are 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -46,10 +46,10 @@ def patience_layers(student_layers: int, teacher_layers: int, which: str) -> lis
 
 
 def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """Returns the loss on the labels, summed over the examples that have a label: the cross-entropy for
-    classes and spans, and the squared error for scores (regression). `labels` (S,) are the classes or scores
-    of S examples; -1 (class) and NaN (score) mean "no label". For spans, `labels` (S, 2) has the start and
-    the end of each answer, and `offsets` are those of the `Batch`.
+    """Returns the loss on the labels, summed over the examples that have a label. The loss is the
+    cross-entropy for classes and spans, and the squared error for scores (regression). `labels` (S,) are the
+    classes or scores of S examples; -1 (class) and NaN (score) mean "no label". For spans, `labels` (S, 2)
+    has the start and the end of each answer, and `offsets` are those of the `Batch`.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
@@ -63,9 +63,8 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
     """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
-    For spans, the KL is the mean for start and end. For regression, returns the sum of the squared
-    differences between the scores. PKD's code divides the KL by the number of classes; this function does
-    not.
+    For spans, the KL of an example is the mean of two: the KL for the start and the KL for the end. For
+    regression, returns the sum of the squared differences between the scores.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -77,9 +76,9 @@ def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: 
 
 
 def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
-    """Returns the sum over examples of the mean squared difference between the [CLS] states of student and
-    teacher, scaled to length 1. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers,
-    of width D, for S examples.
+    """Scales the [CLS] states of student and teacher to length 1, and returns their mean squared difference,
+    summed over the examples. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers, of
+    width D, for S examples.
 
     The mean is over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum, but
     the published values of beta (10 to 1000) are for the mean.
@@ -92,9 +91,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the micro-batch's part of (1 - alpha) L_hard + alpha L_soft of the whole step. Also returns,
-    for L_hard and for L_soft, the detached sum over the examples of the micro-batch, before this sum is
-    multiplied by the term's weight and divided by the term's count. A term with weight 0 is left out.
-    `logits` are the outputs of `model` for the micro-batch.
+    without weights, the detached sums of L_hard and of L_soft over the micro-batch's examples. A term with
+    weight 0 is left out.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:

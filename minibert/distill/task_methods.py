@@ -23,9 +23,8 @@ TASK_METHODS = {
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
         dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
-    # The values are those of the MRPC command in the README of the original code. In that command, the
-    # probability that a student layer replaces its group of teacher layers becomes 1 after 1,167 of 1,725
-    # steps (68 %).
+    # `replace_rate` and `replace_until` are from the MRPC command in the README of the original code. In that
+    # command, the probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(
         "the labels, while student layers replace random groups of layers in the teacher",
         True, True, True,

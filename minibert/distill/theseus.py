@@ -1,13 +1,14 @@
 """Computes the loss of BERT-of-Theseus (Xu et al. 2020), which trains the student's layers inside the
 teacher.
 
-The teacher's layers are divided into groups, one group for each student layer. In each step, the student
-layer of a group replaces the teacher layers of the group with a probability, the `replace_rate`. Embeddings,
-pooler and head are copies of the teacher's; only the student's layers are trained. The loss compares the
-outputs of this mixed model with the labels, and with the teacher's outputs if `alpha` is above 0.
+The teacher's layers are divided into groups, one group for each student layer. In each step and each group,
+the student layer is used with the probability `replace_rate`, and otherwise the teacher layers are used.
+Embeddings, pooler and head are copies of the teacher's; only the student's layers are trained. The loss
+compares the outputs of this mixed model with the labels, and with the teacher's outputs if `alpha` is above
+0.
 
-When the probability is 1, the training continues without teacher layers. So one run has both stages of the
-paper.
+When the probability is 1, the training continues without teacher layers. In the paper, this part of the run
+is a second stage.
 """
 
 import math
@@ -28,8 +29,7 @@ DRAW = 0x7E5E05
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
     """Returns, for each student layer, the numbers (from 0) of the teacher layers that it replaces. With 6
-    teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5). In the original code all
-    groups have the same size.
+    teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5).
     """
     if student_layers > teacher_layers:
         raise UserError("theseus replaces each group of teacher layers with one student layer, and a student "
@@ -52,8 +52,7 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
     """Returns one bool for each group of teacher layers: True, with probability `rate`, if its student layer
     replaces the group. The result depends only on the arguments, so all micro-batches and ranks of a step
-    replace the same groups, even in a resumed run. The original code chooses the groups again for each
-    micro-batch.
+    replace the same groups, even in a resumed run.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 

@@ -20,7 +20,7 @@ from minibert.model.init import truncated_normal_
 
 @dataclass(frozen=True)
 class TinyBERTWeights:
-    """The weights of TinyBERT's loss terms (published: 1). A term with weight 0 is not computed."""
+    """The weights of TinyBERT's loss terms (published: 1)."""
 
     embedding: float = 1.0
     hidden: float = 1.0  # weight of the sum (not the mean) over the student's layers
@@ -35,8 +35,7 @@ class TinyBERTStudent(nn.Module):
     embeddings) and W_h (for the hidden states). The projections map the student's states to the teacher's
     width. They are saved in checkpoints, but not with the final student.
 
-    Each student layer has a matrix W_h of its own; the paper does not say if all layers share W_h. TinyBERT's
-    own code has a single linear layer, with a bias, for the embeddings and all hidden states.
+    Each student layer has a matrix W_h of its own; the paper does not say if all layers share W_h.
     """
 
     def __init__(self, encoder: Encoder, teacher: Config, generator: torch.Generator | None = None):
@@ -54,7 +53,7 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss of TinyBERT's Transformer distillation for a micro-batch. A student that is not a
     `TinyBERTStudent` has no projections, so it must have the teacher's width. The caller sets the teacher to
-    eval mode; in the original code the teacher is in train mode, with dropout.
+    eval mode.
     """
     with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)
@@ -65,10 +64,10 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
-    # L_embd is the squared difference of E^S W_e and E^T, the embeddings of student and teacher
+    # L_embd is the mean squared difference of E^S W_e and E^T, the embeddings of student and teacher
     if weights.embedding:
         sums["embedding"] = hidden_sum(student_trace.hiddens[0], teacher_trace.hiddens[0], matrices[0])
-    # L_hidn is the squared difference of H^S W_h and H^T, the hidden states, summed over the layers
+    # L_hidn is the mean squared difference of H^S W_h and H^T, the hidden states, summed over the layers
     if weights.hidden:
         sums["hidden"] = sum(
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])
@@ -85,14 +84,16 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: a count over the whole step."""
+    """Returns, for each loss term, the divisor of its sum: the number of tokens or of sequences in the whole
+    step.
+    """
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
     """Returns a sentence for the user: which teacher layer each student layer imitates. Raises `UserError` if
-    the vocabularies differ, if no layer map fits the two models, or if the numbers of heads differ (with the
-    attention term).
+    the vocabularies differ, or if no layer map fits the two models. If the weight of the attention term is
+    not 0, different numbers of heads also raise `UserError`.
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)

@@ -58,10 +58,10 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
     means instead of sums, the caller divides the weights by the numbers of tokens in the whole step.
 
     `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the numbers of the M
-    rows with a label, in order. If `labelled` is None, this function searches for these rows, and the CPU
-    must wait for the GPU. `chunk` is the number of rows in one chunk (None: computed from `CHUNK_BYTES`). The
-    teacher gets no gradients. Under autocast, logits and their gradients have the dtype of autocast.
-    Softmaxes, sums and results are in fp32 (in fp64 for fp64 states).
+    rows with a label, in ascending order. If `labelled` is None, this function searches for these rows, and
+    the CPU must wait for the GPU. `chunk` is the number of rows in one chunk (None: computed from
+    `CHUNK_BYTES`). The teacher gets no gradients. Under autocast, logits and their gradients have the dtype
+    of autocast. Softmaxes, sums and results are in fp32 (in fp64 for fp64 states).
     """
     # Under no_grad, `ctx.needs_input_grad` is still True for a parameter. `detach` prevents the computation
     # of unused gradients.
@@ -156,7 +156,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1. On a GPU, the comparison with 1 would wait for the GPU.
+        # Without a loss scale, `grad_loss` is 1, so the gradients need no multiplication. On a GPU, the
+        # comparison with 1 would wait for the GPU.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -206,8 +207,8 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
 
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns three tensors for the M rows `labelled`: the gradient of the cross-entropy (M, V), the
-    cross-entropy (M, 1), and a bool (M, 1) that is True if the most likely token is the label.
+    """Returns, for the M rows `labelled`, the gradient of the cross-entropy (M, V) and the cross-entropy (M,
+    1). The third result (M, 1) is True if the most likely token is the label.
     """
     target = labels[labelled, None]
     z = z if len(labelled) == len(z) else z[labelled]  # (M, V)
@@ -220,7 +221,7 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
     """Returns softmax(z) (..., V) and log sum exp(z) (...,)."""
     p = z.softmax(-1)
-    # log sum exp(z) is z - log p of any token; p of the most likely token is never 0
+    # For every token, log sum exp(z) = z - log p. The most likely token is taken, because its p is never 0.
     return p, z.amax(-1) - p.amax(-1).log()
 
 

@@ -4,9 +4,9 @@
     minibert.predict(model, tokenizer, texts)
 
 The fast copy has a `FastLayer` in place of each layer. On a CPU, the weights of the layers are packed if
-torch has a kernel for packed weights (see packed_linear.py). The matrix products of the layers have the
-precision of the mode. Embeddings and output heads are in fp32. Attention is in fp32, too, except on CUDA (the
-precision of the mode) and on a CPU with AMX in the mode "bf16" (bf16).
+torch has a kernel for packed weights (see packed_linear.py). Embeddings and output heads are in fp32. On
+CUDA, attention has the precision of the mode. On a CPU, attention is in fp32, or in bf16 if the mode is
+"bf16" and the CPU has AMX.
 """
 
 import copy
@@ -52,7 +52,7 @@ class FastLayer(nn.Module):
         return self.output_norm(x + self.down(self.up(x))), q, k, v
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Raises `UserError` if `mode` is true."""
+        """Raises `UserError` if `mode` is true, because a fast layer cannot be trained."""
         if mode:
             raise UserError("a fast model is for inference only; train the model that it was made from")
         return super().train(mode)
@@ -63,9 +63,9 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """Returns a copy of `model` for inference, which is called like `model`. The copy shares the tensors of
-    embeddings, norms and heads with `model`, and cannot be trained or saved. Its attribute `kernels` names
-    the kernels.
+    """Returns a copy of `model` for inference. The copy has the inputs and outputs of `model`, and shares the
+    tensors of embeddings, norms and heads with `model`. The copy cannot be trained or saved. Its attribute
+    `kernels` names the kernels.
 
     `mode` is the precision of the encoder's matrix products:
 
@@ -92,7 +92,7 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
 
 
 def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module], str]:
-    """Chooses the kernels for a mode and a device. Returns the function `product` of `FastLayer`, and a text
+    """Chooses the kernels for a mode and a device. Returns the argument `product` of `FastLayer`, and a text
     that names the kernels. Raises `UserError` if the device does not support the mode.
     """
     if mode not in MODES:

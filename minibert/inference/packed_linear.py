@@ -2,8 +2,8 @@
 
 Each class is a module that maps x (N, in) to y (N, out) for N tokens. A module is made from a weight (out,
 in), a bias (out,) and the name of an activation (or None). All classes except `Plain` pack the weights once:
-the weights are stored in the order that the matrix kernel needs. Row i of y depends only on row i of x. Only
-this file uses torch's private operators.
+the weights are stored in the order that the matrix kernel needs. Only this file calls operators of
+`torch.ops`, which torch does not document.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from minibert.common.errors import UserError
 from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# With AVX2 but without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain product for at
-# most FEW_TOKENS tokens (docs/inference.md).
+# On a CPU without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain product for at most
+# FEW_TOKENS tokens. For more tokens, MKL's product is faster (docs/inference.md).
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0
 
@@ -44,9 +44,9 @@ class Plain(nn.Module):
 
 
 class Packed(Plain):
-    """Computes the product and the activation with one kernel of oneDNN, in fp32 or bf16. On processors
-    without AVX-512, `Plain` is faster in fp32 for more than FEW_TOKENS tokens, so the module also stores a
-    weight that is not packed.
+    """Computes the product and the activation with one kernel of oneDNN, in fp32 or bf16. In fp32 on
+    processors without AVX-512, the module calls `Plain` for more than FEW_TOKENS tokens. For this call, the
+    module also stores the weight without packing.
     """
 
     name = "oneDNN on packed weights"
@@ -62,7 +62,7 @@ class Packed(Plain):
 
     @staticmethod
     def runs(dtype: torch.dtype = torch.float32) -> bool:
-        """Returns True if the operators run with weights of type `dtype` and give the results of `Plain`."""
+        """Returns True if oneDNN can multiply weights of type `dtype`, with the results of `Plain`."""
         x, weight, bias = (t.to(dtype) for t in
                            (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
@@ -80,9 +80,7 @@ class Packed(Plain):
 
 
 class HalfWeights(nn.Module):
-    """Computes products in fp32 from weights that are stored in fp16 (11 significant bits). The kernel of
-    FBGEMM is fast if x has few tokens.
-    """
+    """Computes products in fp32 from weights that are stored in fp16 (11 significant bits)."""
 
     name = "FBGEMM on weights in fp16"
 
@@ -106,7 +104,7 @@ class HalfWeights(nn.Module):
 
 
 class Int8(nn.Module):
-    """Computes products of 8-bit integers and adds the products in 32 bits. x and y are fp32.
+    """Computes matrix products of 8-bit integers. x and y are fp32.
 
     Weights are quantised once, with one scale for each row of the weight. Each token (row of x) is quantised
     with its own scale s = max |x| / 127, so the result for a token does not depend on other tokens. The
@@ -129,15 +127,16 @@ class Int8(nn.Module):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product (N, out) of round(x) and the quantised weights (integer times scale), in fp32.
-        x is (N, in), and no |x| may be above 127. The method may overwrite x.
+        """Returns the product of round(x) and W', (N, out) in fp32. A row of W is a row of the packed
+        integers, multiplied by its scale. x is (N, in), with values from -127 to 127. The method may
+        overwrite x.
         """
         raise NotImplementedError
 
     @classmethod
     @cache
     def runs(cls) -> bool:
-        """Returns True if the installed torch has the operators for this processor."""
+        """Returns True if the installed torch has this class's int8 kernel for this processor."""
         try:
             return cls.weight_range() > 0
         except (AttributeError, RuntimeError):
@@ -149,9 +148,9 @@ class Int8(nn.Module):
         """Returns the largest absolute value that a quantised weight may have on this processor: 127, or 63
         if a test product with weights of 127 overflows.
 
-        Without the dot-product instructions (VNNI), a kernel adds two products of a weight and x + 128 (at
-        most 255) in 16 bits. With weights up to 63, the sum is at most 2 x 255 x 63, which fits into 16 bits.
-        With weights up to 127, the sum may overflow without an error.
+        A kernel multiplies each weight by x + 128, which is at most 255. Without the dot-product instructions
+        (VNNI), the kernel adds two such products in 16 bits. With weights up to 63, the sum is at most
+        2 x 255 x 63, which fits into 16 bits. With weights up to 127, the sum may overflow without an error.
         """
         x, weight = torch.full((1, 64), 127.0), torch.full((8, 64), 127.0)
         expected = x @ weight.T
@@ -192,7 +191,8 @@ class FbgemmInt8(Int8):
 
 class OneDnnInt8(Int8):
     """Computes int8 products with oneDNN, which can use AMX. x is stored in unsigned integers, where 128
-    stands for 0. With AVX-512, oneDNN's kernel for signed integers is a thousand times slower.
+    stands for 0. With AVX-512, oneDNN's kernel for unsigned integers is a thousand times faster than its
+    kernel for signed integers.
     """
 
     name = "oneDNN in int8"
@@ -200,16 +200,17 @@ class OneDnnInt8(Int8):
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
         """Returns the packed integers of the weight, their scales and their zero points."""
-        # A product with 1 / scale, as in torch.quantize_per_channel for `FbgemmInt8`. A division would round
-        # some weights to other integers.
+        # Weights are multiplied by 1 / scale, as torch.quantize_per_channel does for `FbgemmInt8`. A division
+        # by the scale would give other integers for some weights.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and the packed weights. The kernel itself does not round x."""
-        x = x.add_(128).round_().to(torch.uint8)  # in this order, x is rounded exactly as by FBGEMM
+        """Returns the product of round(x) and the packed weights."""
+        # FBGEMM also adds 128 before it rounds, so both kernels use the same integers
+        x = x.add_(128).round_().to(torch.uint8)
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")
 

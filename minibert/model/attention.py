@@ -28,10 +28,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     """Computes attention inside each sequence of a batch of N tokens. q, k, v and the result are (N, H, E)
     for H heads of size E. `dropout` is the probability that an attention probability is set to 0.
 
-    In 16 bits on a GPU without dropout, torch's variable-length flash kernel computes the whole batch in one
-    call. In all other cases, one call computes neighbouring sequences of equal length, so a batch that is
-    sorted by length needs few calls. A CPU computes 16-bit attention in fp32, except in a forward pass
-    without gradients on a CPU with AMX.
+    In 16 bits without dropout, torch's variable-length flash kernel computes the whole batch in one call, if
+    the GPU and torch have it (`_has_varlen`). In all other cases, neighbouring sequences of equal length form
+    a group, and each group needs one call. So a batch that is sorted by length needs few calls. A CPU
+    computes 16-bit attention in fp32, except in a forward pass without gradients on a CPU with AMX.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence

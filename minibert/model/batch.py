@@ -1,7 +1,7 @@
 """Packed batches: all sequences of a batch in one list of tokens, without padding.
 
-The figure has a padded batch of three sequences on the left (.. is padding), and the packed batch of the same
-sequences on the right:
+The figure shows three sequences a, b and c: on the left as a padded batch (.. is padding), on the right as a
+packed batch.
 
     a1 a2 a3 ..
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
@@ -50,7 +50,8 @@ class Batch(NamedTuple):
 def pack(ids, segments=None, positions=None) -> Batch:
     """Builds a packed batch from lists of token ids, one list for each sequence. `segments` are lists of
     token types (default: 0). `positions` are lists of positions (default: 0, 1, 2 ...). Raises `UserError` if
-    there is no sequence, if a sequence is empty, or if the lists of a sequence differ in length.
+    there is no sequence, if a sequence is empty, or if the lists of segments or positions have other lengths
+    than the lists of ids.
     """
     lengths = torch.tensor([len(sequence) for sequence in ids], dtype=torch.int64)  # (S,)
     if len(lengths) == 0 or int(lengths.min()) == 0:
@@ -83,13 +84,11 @@ def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 class MicroBatch(NamedTuple):
-    """The input of one forward pass: a packed batch of masked text, and the original ids of the masked
-    tokens.
-    """
+    """The input of one forward pass of MLM: a packed batch of masked text, and its labels."""
 
     batch: Batch
     labels: Tensor  # (N,) int64, the original ids; IGNORE at tokens that are not masked
-    masked: Tensor  # (M,) int64, on the CPU: the rows that have a label
+    masked: Tensor  # (M,) int64, on the CPU: the rows of the M masked tokens
     seed: int  # the random seed of dropout
 
     def to(self, device) -> "MicroBatch":
@@ -112,7 +111,7 @@ class Step(NamedTuple):
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
     """Divides this rank's part of the sequences into micro-batches. `lengths` has the number of tokens of
     each sequence of all ranks. Returns one array for each micro-batch: the indices of its sequences in
-    `lengths`. A micro-batch has at most `micro_tokens` tokens, or a single longer sequence.
+    `lengths`. Only a micro-batch of one sequence can have more than `micro_tokens` tokens.
 
     The sequences are sorted by length, the longest first, so that sequences of equal length are neighbours.
     Each rank takes every `ranks`-th sequence, so all ranks get about the same number of tokens.

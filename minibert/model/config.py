@@ -16,9 +16,9 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 @dataclass(frozen=True)
 class Config:
-    """The shape and the numerical settings of a BERT or DistilBERT. Unlike BERT, DistilBERT has no token
-    types, no dropout after the output projection of attention, a layer with ReLU in place of the pooler, and
-    dropout before the span head.
+    """The shape and the numerical settings of a BERT or DistilBERT. DistilBERT has no token types, and no
+    dropout after the output projection of attention. Its classifier has a layer with ReLU in place of BERT's
+    pooler. Only DistilBERT has dropout before the span head.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -28,19 +28,19 @@ class Config:
     heads: int = 12  # H
     intermediate_size: int = 3072  # F
     max_positions: int = 512
-    segments: int = 2  # number of token types; DistilBERT has 0
+    segments: int = 2  # number of token types
     activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
-    norm_eps: float = 1e-12  # epsilon of LayerNorm; torch's default is 1e-5
+    norm_eps: float = 1e-12  # torch's default is 1e-5
     dropout: float = 0.1  # dropout of embeddings, and of the outputs of attention and feed-forward networks
     attention_dropout: float = 0.0  # 0.1 in the papers; training is faster with 0 (see `attend`)
-    classifier_dropout: float = 0.1  # dropout before the sequence classifier; 0.2 in DistilBERT
+    classifier_dropout: float = 0.1
     initializer_range: float = 0.02
     pad_id: int = 0
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the names of the K classes
     # one of PROBLEM_TYPES, or None if config.json has no problem type
     problem_type: str | None = None
 
-    # `_attention_field` is the name of the field with the width H * E of all attention heads together
+    # `_attention_field` names the field that has the value of `attention_size`
     _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 
@@ -111,16 +111,14 @@ class MobileConfig(Config):
     heads: int = 4
     intermediate_size: int = 512  # F
     activation: str = "relu"
-    dropout: float = 0.0  # dropout of embeddings, and of the last linear layer of each block
+    dropout: float = 0.0  # dropout of embeddings, and of the output of each block's last linear layer
     classifier_dropout: float = 0.0
-    # the width of the word embeddings
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
     feed_forwards: int = 4  # number of feed-forward networks in a block
     # The input of queries and keys. "shared": the output of an extra linear layer with a norm, of width B.
-    # "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of width B,
-    # from which values are computed, too. With "shared" and "hidden", values are computed from the block's
-    # input.
+    # "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of width B.
+    # The input of values is the bottleneck layer's output with "bottleneck", and otherwise the block's input.
     attention_input: str = "shared"
     # "layer_norm" or "no_norm" (`NoNorm` in mobilebert.py)
     norm: str = "no_norm"
@@ -144,7 +142,6 @@ class MobileConfig(Config):
 
 
 BERT_BASE = Config()
-# the settings of DistilBERT that differ from BERT's
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
 # Sun et al. 2020. In the paper's MobileBERT (25.3M parameters), queries and keys are computed from the
 # block's input. In the published MobileBERT, queries and keys share an extra input layer.

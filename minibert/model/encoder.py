@@ -19,7 +19,7 @@ from minibert.model.dropout import dropout
 
 class Trace(NamedTuple):
     """The hidden states, queries, keys and values of an encoder, which distillation compares. `hiddens[0]` is
-    the embedding output (after LayerNorm and dropout).
+    the embedding output (after LayerNorm and dropout). L is the number of layers that were computed.
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
@@ -43,7 +43,7 @@ class Layer(nn.Module):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
-        # one matrix product computes all H heads: each head has E of the D outputs
+        # query, key and value each compute all H heads in one matrix product: a head has E of the D outputs
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
@@ -93,7 +93,6 @@ class Encoder(nn.Module):
         x = self.words(batch)  # (N, D)
         if self.segment is not None:
             x = x + self.segment(batch.segments)
-        # The position vectors are learned (Devlin et al. 2018, section 3).
         x = self.norm(x + self.position(batch.positions))
         return dropout(x, self.config.dropout, self.training)
 

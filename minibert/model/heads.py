@@ -21,18 +21,17 @@ def build_encoder(config: Config, pooler: bool = False) -> Encoder:
 
 
 class MLMHead(nn.Module):
-    """The MLM head maps hidden states (N, D) to new states (N, D), and then computes logits (N, V): the
-    products of the new states with the vectors of all V tokens of the vocabulary, plus a bias for each of
-    these tokens.
+    """The MLM head maps hidden states (N, D) to new states (N, D), and the new states to logits (N, V). The
+    logit of a vocabulary token is the dot product of the new state and the token's vector, plus the token's
+    bias.
 
     The token vectors are the encoder's word embeddings (tied weights, Press and Wolf 2017). MobileBERT's word
-    embeddings are narrower than D, and the parameter `extra` has the missing columns.
+    embeddings are narrower than D, and the weight of `extra` has the missing columns.
     """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        # the layer "transform" of BERT's run_pretraining.py
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
@@ -112,8 +111,8 @@ class Classifier(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the logits (S, K) of S sequences, or the scores (S, 1) for regression, from the encoder's
-        last hidden states (N, D).
+        """Takes the encoder's last hidden states (N, D). Returns the logits (S, K) of S sequences, or the
+        scores (S, 1) for regression.
         """
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
@@ -140,7 +139,6 @@ class Span(nn.Module):
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
         """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D)."""
-        # BERT and MobileBERT have no dropout before the span head
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
         return in_fp32(self.span, last)

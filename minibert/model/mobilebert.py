@@ -8,7 +8,8 @@ The hidden states h between the blocks have the width D. The states x inside a b
     h = Norm(h + W_out x)                     B -> D
 
 `attention_input` in config.py says from which states queries, keys and values are computed. In the paper's
-IB-BERT ("inverted bottleneck") B is larger than D. D is equal in IB-BERT and MobileBERT.
+IB-BERT ("inverted bottleneck") B is larger than D. IB-BERT and MobileBERT have the same D, so distillation
+can compare their hidden states.
 """
 
 import torch
@@ -52,9 +53,7 @@ class FeedForward(nn.Module):
 
 
 class MobileLayer(nn.Module):
-    """A block of MobileBERT, with dropout of the attention probabilities and of the output of the last linear
-    layer (B to D).
-    """
+    """A block of MobileBERT or IB-BERT."""
 
     def __init__(self, config: MobileConfig):
         super().__init__()
@@ -107,10 +106,10 @@ class MobileEncoder(Encoder):
         self.pooler = nn.Linear(D, D) if pooler and config.tanh_pooler else None
 
     def words(self, batch: Batch) -> Tensor:
-        """Returns the input vector of each of the N tokens, (N, D): W [w_next, w_own, w_previous] + b, where
-        w are the word embeddings of the next token, the token itself and the previous token ("Embedding
-        Factorization" in the paper). If a token has no next or no previous token in its sequence, this w is a
-        vector of zeros. In `transformers`, w_next of a sequence's last token may be the embedding of a
+        """Returns the input vector of each of the N tokens, (N, D): W [w_next, w_own, w_previous] + b
+        ("Embedding Factorization" in the paper). w_own is the token's word embedding. w_next and w_previous
+        are the word embeddings of its neighbours. w_next of a sequence's last token and w_previous of its
+        first token are zeros. In `transformers`, w_next of a sequence's last token may be the embedding of a
         padding token, so padding can change the outputs.
         """
         own = self.word(batch.ids)  # (N, embedding_size)

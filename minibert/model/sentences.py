@@ -1,5 +1,6 @@
 """Computes one vector for each text from the hidden states of its tokens (Reimers and Gurevych 2019,
-"Sentence-BERT"). `last` are the encoder's last hidden states (N, D) for the N tokens of S sequences.
+"Sentence-BERT"). The functions' argument `last` is the encoder's last hidden states (N, D) for the N tokens
+of S sequences.
 """
 
 from dataclasses import dataclass, field
@@ -23,16 +24,14 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """The settings for the vector of a text. By default, the vector is the mean of the tokens' hidden states,
-    scaled to length 1.
-    """
+    """The settings for the vector of a text."""
 
-    modes: tuple[str, ...] = ("mean",)  # names in POOLING; the results are concatenated
-    # map the pooled vector to the sentence vector
+    modes: tuple[str, ...] = ("mean",)  # keys of POOLING; the pooled vectors of all modes are concatenated
+    # these modules map the pooled vector to the sentence vector
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
     # the largest number of tokens that are read; None: the number of positions of the model
     max_length: int | None = None
-    lowercase: bool = False  # texts are lower-cased before tokenising
+    lowercase: bool = False
     prompt: str = ""  # put before each text
     width: int | None = None  # only the first `width` elements of a vector are kept; None: all
     refused: str | None = None  # the reason why no vectors can be computed, or None
@@ -50,9 +49,9 @@ class SentencePooling:
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """Returns the pooling that the files of sentence-transformers in the model's folder describe. Without
-    these files, the model gets the default pooling. Raises `UserError` if the files name something that
-    minibert does not support.
+    """Returns the pooling of a model. The files of sentence-transformers in the model's folder describe the
+    pooling. Without these files, the model gets the default pooling. Raises `UserError` if the files name
+    something that minibert does not support.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:
@@ -76,8 +75,8 @@ def maximum(last: Tensor, batch: Batch) -> Tensor:
 
 
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """Returns the sum of the hidden states over the tokens of each sequence, (S, D), weighted with `weights`
-    (N,).
+    """Returns the weighted sum of the hidden states over the tokens of each sequence, (S, D). `weights` (N,)
+    has the weight of each token.
     """
     lengths = batch.lengths.to(last.device)
     sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(

@@ -1,8 +1,8 @@
-"""Makes copies of a text in which some words are replaced: TinyBERT's data augmentation (Jiao et al. 2019,
-section 3.2, algorithm 1).
+"""Copies a text and replaces some words of each copy: TinyBERT's data augmentation (Jiao et al. 2019, section
+3.2, algorithm 1).
 
-For a masked word, the K most probable words of a masked language model are its candidates. In each copy of a
-text, each word is replaced with probability p by one of its candidates.
+A masked language model predicts the candidates for a word: the K most probable words when this word is
+masked. In each copy of a text, each word is replaced with probability p by one of its candidates.
 
 The code differs from the paper and from the original code:
 - Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
@@ -32,8 +32,8 @@ from minibert.inference.predict import MICRO_TOKENS
 from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
-BLOCK = 128  # candidates are computed for this number of examples at a time
-MASK_SHARE = 0.15  # the largest share of tokens of a part that are masked together (at least one)
+BLOCK = 128  # number of examples whose candidates are computed together
+MASK_SHARE = 0.15  # one query masks at most this share of its tokens, but at least one token
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
 STOP_WORDS = frozenset("""
@@ -59,7 +59,7 @@ class Text(NamedTuple):
 class Query(NamedTuple):
     """A part of a text, and the words of this part that are masked together."""
 
-    ids: list[int]  # the token ids of this part
+    ids: list[int]
     masked: list[int]  # the positions in `ids` that are masked
     words: list[int]  # for each masked position, its word's index among the replaceable words of all texts
 
@@ -68,9 +68,9 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
     """Finds the replaceable words of each text, and at most `k` candidates for each word.
 
-    `model` is a frozen model with an MLM head. The model reads the text with masked words and the unchanged
-    text in one sequence, so a text longer than about half of the model's maximum length is divided into
-    parts.
+    `model` is a frozen model with an MLM head. The model reads two copies of a text in one sequence: a copy
+    with masked words, and the unchanged text. So a text is divided into parts if it fills more than about
+    half of the model's positions.
     """
     room = (model.config.max_positions - 3) // 2
     found, queries, words = [], [], 0
@@ -86,13 +86,14 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Returns True if a token can be a candidate."""
+    """Returns True if a token can be a candidate: two letters or more, only letters, and not a stop word."""
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """Returns the positions [start, end) of the characters of each word that consists of letters and is not a
-    stop word, as in the original code. Words with combining marks, as in Hindi, are left out.
+    """Returns the positions [start, end) of the characters of each replaceable word. As in the original code,
+    a replaceable word has only letters and is not a stop word. Words with combining marks, as in Hindi, are
+    left out.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -106,8 +107,8 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
     """Yields the queries of a text with the token ids `ids`. `single` has a pair for each replaceable word:
     the position of its only token in `ids`, and the index of the word (see `Query.words`).
 
-    A text with more than `room` tokens is divided into parts of about equal length. The words that one query
-    masks are far apart.
+    A text with more than `room` tokens is divided into parts of about equal length. If a part has several
+    queries, no query masks two neighbouring replaceable words.
     """
     stretches = -(-len(ids) // room)
     borders = [len(ids) * i // max(1, stretches) for i in range(stretches + 1)]
@@ -132,8 +133,9 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,), for each of the V tokens of the vocabulary a number, or -1 if the token cannot be a candidate.
-    # "film" and "Film" have the same number, so a word is not replaced by another spelling of itself.
+    # (V,), the spelling number of each of the V tokens of the vocabulary, or -1 if the token cannot be a
+    # candidate. "film" and "Film" have the same number, so a word is not replaced by another spelling of
+    # itself.
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
@@ -160,8 +162,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
-    """Makes `n` changed copies of a text. In each copy, each word that has candidates is replaced with
-    probability `p` by one of them. The same `key` gives the same random numbers.
+    """Makes `n` copies of a text. In each copy, each word that has candidates is replaced with probability
+    `p` by one of them. The same `key` gives the same random numbers.
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)
@@ -180,7 +182,9 @@ def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
 
 
 def in_case_of(old: str, new: str) -> str:
-    """Makes all letters of `new`, its first letter or no letter a capital letter, as in `old`."""
+    """Returns `new` with a capital first letter if `old` has one. If `old` has several letters and all are
+    capitals, all letters of the result are capitals.
+    """
     if old.isupper() and len(old) > 1:
         return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new

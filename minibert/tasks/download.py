@@ -50,7 +50,7 @@ def _plain(folder: str, url: str, size: int, sha256: str) -> File:
 
 SENTEVAL_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-# the website of WikiText's author; the original S3 bucket does not exist any more
+# the website of WikiText's author
 SMERITY_URL = "https://wikitext.smerity.com/"
 HUB_URL = "https://huggingface.co/datasets/"
 
@@ -134,7 +134,7 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
     """Downloads a file to the folder `out`, and unpacks it if it is an archive. Returns the path of the file
-    or of the unpacked folder, and False if it was already there.
+    (for an archive: of the unpacked folder), and False if this path existed before.
     """
     archive = out / file.path
     if not file.folder:

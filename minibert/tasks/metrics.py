@@ -1,5 +1,6 @@
-"""The metrics of GLUE. A metric compares a model's predictions with the labels: all are class numbers, or all
-are scores. Its value is at most 1.0, and NaN only if predictions or labels are NaN or infinite.
+"""The metrics of GLUE. A metric compares a model's predictions with the labels. Predictions and labels are
+class numbers, or scores in a regression task. The value of a metric is at most 1.0, and NaN only if
+predictions or labels are NaN or infinite.
 """
 
 import math
@@ -45,8 +46,8 @@ def pearson(predictions, labels) -> float:
 
 
 def spearman(predictions, labels) -> float:
-    """Returns Spearman's correlation, which is Pearson's correlation of the ranks, or 0.0 if all predictions
-    are equal or all labels are equal.
+    """Returns Spearman's correlation: Pearson's correlation of the ranks. The result is 0.0 if all
+    predictions are equal or all labels are equal.
     """
     x, y = _arrays(predictions, labels)
     return math.nan if np.isnan(x + y).any() else pearson(_ranks(x), _ranks(y))

@@ -45,7 +45,8 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
 
 
 def keeps_head(name: str, task: Task) -> bool:
-    """Returns True if the model already has a head that fits the task. The order of the classes may differ.
+    """Returns True if the model already has a head that fits the task. The model may have the task's classes
+    in another order.
     """
     config, head = config_and_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
@@ -92,8 +93,8 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
     """Returns, for each class of the task, its index in the model, or None if model and task have different
-    classes. `labels` are the names of the model's classes. Their spelling may differ from the spelling in the
-    task (see `class_of`).
+    classes. The model's names of the classes (`labels`) may be spelled in another way than the task's names
+    (see `class_of`).
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -106,8 +107,8 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
                     micro_tokens: int = MICRO_TOKENS,
                     progress: Callable[[int], None] | None = None) -> dict[str, np.ndarray]:
     """Returns a dict with the teacher's outputs on n examples. The entry `logits` has the shape (n, K) for K
-    classes, and (n, 1) for scores. For a span head, its shape is (N, 2), with a row for each of the N tokens
-    of all examples.
+    classes, and (n, 1) for scores. With a span head, `logits` has the shape (N, 2), with a row for each of
+    the N tokens of all examples.
 
     `layers` are numbers of teacher layers, counted from 1. If `layers` is not empty, the entry `cls` (n,
     number of layers, hidden size) has the [CLS] states after these layers.

@@ -130,8 +130,9 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
-    """Reads the reviews in the folders `part`/neg and `part`/pos in `root`, in the order of their file names.
-    Each `<br />` becomes a space, because `<br />` would be four tokens.
+    """Reads the reviews in the folder `root`/`part`/neg, and then those in `root`/`part`/pos. Within a
+    folder, the reviews are sorted by file name. Each `<br />` becomes a space, because `<br />` would be four
+    tokens.
     """
     examples = []
     for label, word in enumerate(task.words):
@@ -147,9 +148,9 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
 # ---- submissions -------------------------------------------------------------------------------------------
 
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
-    """Writes the predictions of a test split in the format of the GLUE leaderboard. Returns the path of the
-    file. `predictions` has a class number or a score for each row, in the order of the test file. Scores are
-    clipped to the task's range. Raises `UserError` if a score is not finite.
+    """Writes the predictions of a test split in the format of the GLUE leaderboard. `predictions` has a class
+    number or a score for each row, in the order of the test file. Scores are clipped to the task's range.
+    Raises `UserError` if a score is not finite.
     """
     path = Path(folder) / task.splits[split].submission
     lines = ["index\tprediction"]

@@ -18,8 +18,8 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-# The largest number of tokens in a batch. Rows are padded to the longest row, so small batches have less
-# padding.
+# A batch has at most this number of tokens, without the padding. Each row is padded to the longest row of its
+# batch, so large batches need more padding than small batches.
 PADDED_TOKENS = 1024
 
 
@@ -44,8 +44,8 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
     `most` points.
 
     `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
-    `data` are the values of --task and --data. Texts with more than `max_length` tokens are cut (None: the
-    task's number of tokens, at most the model's number of positions).
+    `data` are the values of --task and --data of convert.py. Texts with more than `max_length` tokens are
+    cut. None means the task's maximum length, or the model's number of positions if this number is smaller.
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)

@@ -82,16 +82,15 @@ class Options(MachineOptions):
         "for example 3,6,9,12 (default: the layer that it is a copy of; with --model: evenly spaced layers)",
         metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
-        None, "map the student's states with a linear layer to the teacher's hidden size, before the states "
-        "are compared with the teacher's. If --model is not given, the default is --no-project",
+        None, "a linear layer maps the student's states to the teacher's hidden size, before they are "
+        "compared with the teacher's states. Without --model, the default is --no-project",
         only_with=TINYBERT)
     replace_rate: float | None = option(
-        None, "probability, at the first training step, that a student layer replaces a group of teacher "
+        None, "probability, at the first training step, that a student layer replaces its group of teacher "
         "layers", metavar="RATE", only_with=THESEUS)
     replace_until: float | None = option(
-        None, "share of the training steps in which the probability that student layers replace teacher "
-        "layers rises from --replace-rate to 1; after these steps, no teacher layer is used", metavar="SHARE",
-        only_with=THESEUS)
+        None, "share of the training steps in which the probability rises from --replace-rate to 1. After "
+        "these steps, no teacher layer is used", metavar="SHARE", only_with=THESEUS)
 
     epochs: float | None = option(None, "number of passes over the training set (default: depends on the "
                                   "task, mostly 3)", metavar="EPOCHS", group="optimisation")
@@ -105,8 +104,10 @@ class Options(MachineOptions):
     clip: float = option(
         1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
         metavar="NORM")
-    dropout: float | None = option(None, "dropout of embeddings and block outputs (default: as in the model)")
-    attention_dropout: float = option(0.0, "dropout of attention probabilities. The papers use 0.1. "
+    dropout: float | None = option(
+        None, "dropout of embeddings, and of the outputs of attention and feed-forward networks (default: as "
+        "in the model)")
+    attention_dropout: float = option(0.0, "dropout of attention probabilities. The BERT paper uses 0.1. "
                                       "Training is faster with 0")
     seed: int = option(
         1, "random seed for the new head, the order of the examples and dropout; with --seeds, the first of "
@@ -120,8 +121,9 @@ class Options(MachineOptions):
                       metavar="FOLDER", group="output")
     resume: bool = option(False, "continue the stopped run in --out")
     checkpoint_every: int = option(500, "number of steps between two checkpoints", metavar="STEPS")
-    evaluate: bool = option(False, "do not train, only evaluate the model in --model, on the dev set or on "
-                           "all rows of the csv file in --task, even those on which the model was trained")
+    evaluate: bool = option(False, "do not train. Evaluate --model on the dev set, or on all rows of the csv "
+                           "file in --task. If the model was trained on this file, these rows include the "
+                           "training rows")
     predict: bool = option(False, "write predictions for the test set in the format of the GLUE leaderboard")
 
     def __post_init__(self):
@@ -176,7 +178,7 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# the defaults of the options of each method; they are used only with --teacher
+# these defaults are used only with --teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 # the only options that may be given with --evaluate
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
@@ -187,8 +189,8 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def resolve(options: Options) -> Options:
-    """Returns the options. The method's defaults replace the value None of options that the user did not
-    give.
+    """Returns the options with the defaults of the method. With --teacher, these defaults replace the value
+    None of options that the user did not give.
     """
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
@@ -214,8 +216,8 @@ def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
 def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERTWeights:
     """Returns the weights of TinyBERT's intermediate stage, and the teacher layers that the student imitates.
     `copied` is the result of `cut_layers`. Without --imitate, a copied student layer imitates the teacher
-    layer that it is a copy of. With the evenly spaced layers of the paper, the scores are lower
-    (docs/results/compressed.md).
+    layer that it is a copy of. The student has lower scores if its layers imitate evenly spaced teacher
+    layers, as in the paper (docs/results/compressed.md).
     """
     layers = [number + 1 for number in copied] if copied else None
     if options.imitate:

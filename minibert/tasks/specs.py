@@ -46,9 +46,9 @@ class Task:
 
     `kind` says what a model predicts: "classes" (one of `labels`), "score" (a number) or "span" (the place of
     an answer in a text). `words[k]` is the name of class `labels[k]` in official files, for example "1". The
-    first of `metrics` decides which epoch is the best. The default batch size, learning rate, epochs and
-    maximum length are those of the transformers examples for GLUE (README of run_glue, commit 05ce25be),
-    because the DistilBERT paper does not state them.
+    first of `metrics` decides which epoch is the best. The DistilBERT paper does not state its batch size,
+    learning rate, epochs and maximum length. So the defaults are those of the GLUE example of transformers
+    (README of run_glue, commit 05ce25be).
     """
     name: str
     labels: tuple[str, ...]
@@ -184,12 +184,11 @@ TASKS: dict[str, Task] = {task.name: task for task in (
                     Published(DISTILBERT, "f1", 85.8, PAPER_SQUAD))),
 )}
 
-# the classification and regression tasks
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# The settings of TinyBERT's task distillation that differ from the defaults of `Task` (Jiao et al. 2019,
-# section 4.2). The paper has no settings for IMDb. The learning rate 3e-5 in `with_tinybert_settings` is one
-# of three values that the authors tried.
+# These settings of TinyBERT's task distillation are not the defaults of `Task` (Jiao et al. 2019, section
+# 4.2). The paper has no settings for IMDb. The learning rate 3e-5 in `with_tinybert_settings` is one of three
+# values that the authors tried.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

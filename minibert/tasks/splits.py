@@ -34,15 +34,15 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """Returns the dev splits. The scores on the first dev split decide which epoch is the best."""
+    """Returns the dev splits among `splits`."""
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
               ) -> tuple[Task, dict[str, list]]:
     """Returns the task and the rows of its train and dev splits, and of its test splits if `predict` is true.
-    `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. `dev` is a
-    csv file with the dev rows.
+    `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. If `task` is
+    a csv file, `dev` may be a second csv file with the dev rows.
     """
     if task in TASKS:
         known = TASKS[task]
@@ -72,8 +72,8 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
 
 
 def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list]:
-    """Returns the rows of the splits `names` in the official files. If the file of AX is missing, AX is left
-    out.
+    """Returns the rows of the splits `names` in the official files. If AX cannot be read, AX is left out with
+    a message.
     """
     rows = {}
     for name in names:
@@ -115,9 +115,9 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
 
 
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
-    """Reads a file that data/augment.py wrote. `held_out` has the ids of the dev rows. Raises `UserError` if
-    the file has a changed copy of a dev row, or if only one of the file and the training set has pairs of
-    texts.
+    """Reads a file that data/augment.py wrote. `pairs` is True if the training set has pairs of texts, and
+    `held_out` has the ids of the dev rows. Raises `UserError` if the file has single texts and the training
+    set has pairs, or the reverse. Also raises `UserError` if the file has a copy of a dev row.
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
@@ -198,7 +198,7 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
     """Returns a dict from question ids to lists of answers, the best answer first. `logits` is (N, 2), with a
     start logit and an end logit for each of the N tokens of all windows.
     """
-    windows: dict[int, list] = {}  # for each question, its windows with their logits
+    windows: dict[int, list] = {}
     for window, piece in zip(split.windows, np.split(logits, np.cumsum(split.examples.lengths)[:-1])):
         windows.setdefault(window.question, []).append((window, piece))
     return {split.rows[q].id: squad_windows.decode(found, split.rows[q]) for q, found in windows.items()}

@@ -17,16 +17,16 @@ from minibert.tasks.squad import Answer, Candidate, Question
 
 
 class Window(NamedTuple):
-    """One window of T tokens, of which M are tokens of the context. `start` and `end` are the positions of
-    the first and the last token of the gold answer in the window, or 0 if the window does not contain the
-    whole answer.
+    """One window of T tokens, of which M are tokens of the context. The gold answer begins with the token at
+    position `start` of the window, and ends with the token at position `end`. Both positions are 0 if the
+    window does not contain the whole answer.
     """
 
     question: int  # the index of the window's question
-    ids: list[int]  # the ids of the T tokens
+    ids: list[int]
     first: int  # the position of the first context token
     chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
-    max_context: np.ndarray  # (M,) bool, True if an answer may start at this context token (`_owners`)
+    max_context: np.ndarray  # (M,) bool, True if an answer may start at this token in this window (`_owners`)
     start: int
     end: int
 
@@ -41,8 +41,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
     """Returns the windows of all questions, in the order of the questions.
 
     A window has at most `max_length` tokens, and at most `max_query` tokens of the question. `stride` is the
-    distance between the starts of two neighbouring windows, as in run_squad.py. Only the first gold answer of
-    a question is used.
+    distance in tokens between the starts of two neighbouring windows. Only the first gold answer of a
+    question is used.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
@@ -65,8 +65,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Returns a dict from each text to its M token ids and an array (M, 2) with the positions [begin, end) of
-    each token's characters.
+    """Returns a dict from each text to a pair: its M token ids, and an array (M, 2). Each row of the array
+    has the positions [begin, end) of a token's characters.
     """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -77,8 +77,8 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
     """Moves the end of each token in `chars` behind the combining marks that follow the token. A tokenizer
-    that removes accents leaves the marks out of its offsets, so a predicted answer could lose the accent of
-    its last letter.
+    that removes accents leaves the marks out of its offsets. Without the marks, a predicted answer would lose
+    the accent of its last letter.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -109,9 +109,9 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """Returns, for each context token, the number of the window in which the token has most context on both
-    sides, as in `_check_is_max_context` of run_squad.py. A token's score in a window is its distance to the
-    nearer end of the window, plus 0.01 times the window's number of context tokens.
+    """Returns, for each context token, the number of the window in which the token has the highest score. In
+    a window of n context tokens, of which a stand before the token and b after it, the score is min(a, b) +
+    0.01 n. `_check_is_max_context` of run_squad.py computes the same score.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -130,14 +130,14 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
 
     `found` has a pair (window, logits) for each window of the question. `logits` (T, 2) has a start logit and
     an end logit for each of the T tokens of the window. In each window, the `n_best` best start tokens of the
-    context are combined with the `n_best` best end tokens. A start token counts only in the window in which
-    it has most context (`max_context`). An answer has at most `max_answer` tokens. If several spans have the
-    same text, only the best span counts.
+    context are combined with the `n_best` best end tokens. Each context token can start an answer in one
+    window only (`max_context`). An answer has at most `max_answer` tokens. If several spans have the same
+    text, only the best span counts.
 
     In run_squad.py, the best tokens may be tokens of the question, which are removed later. So run_squad.py
-    may compare fewer spans.
+    may compare fewer spans than `decode`.
     """
-    spans = []  # (score, begin, end) of each allowed span; [begin, end) are positions in the context
+    spans = []  # (score, begin, end) of each allowed span, with the positions [begin, end) of its characters
     for window, logits in found:
         context = np.asarray(logits, np.float64)[window.first:window.first + len(window.chars)]
         starts, ends = context.T  # (M,) each

@@ -64,8 +64,8 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model of the best seed (the seed with the best `metric` on `split`) to `out`, and removes the
-    models of all other seeds. Returns the best seed.
+    """Moves the model of the best seed to `out`, and removes the models of all other seeds. The best seed has
+    the best `metric` on `split`. Returns the best seed.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -82,9 +82,10 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a dict
-    with the keys "median", "lowest" and "highest" (over all seeds), "baseline" (a constant answer; None for
-    SQuAD) and "teacher" (None without a teacher).
+    """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a
+    dict. Its entries "median", "lowest" and "highest" are taken over all seeds. Its entry "baseline" has the
+    scores of a constant answer (None for SQuAD). Its entry "teacher" has the teacher's scores (None without a
+    teacher).
     """
     found, rows = {}, []
     for name, split in dev.items():

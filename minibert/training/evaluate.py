@@ -22,8 +22,9 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """Draws `sequences` sequences from a corpus, or all sequences if the corpus has fewer, and masks each
-    token except special tokens with probability `share`. Every call gives the same sequences and masks.
+    """Draws and masks `sequences` sequences from a corpus, or all sequences if the corpus has fewer. Each
+    token that is not special is masked with probability `share`. Every call gives the same sequences and
+    masks.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -67,8 +68,8 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
                    runtime: Runtime) -> dict[str, float]:
     """Returns the mean of each loss term on held-out text, without dropout. The entry `loss` is the weighted
     sum of the means. `loss_of(student, micro)` returns the part of the loss that comes from one micro-batch,
-    and the sum of each term over the micro-batch. `counts` has the number of tokens or sequences by which the
-    sum of a term over all micro-batches is divided.
+    and the sum of each term over the micro-batch. For each term, `counts` has the number of tokens or
+    sequences by which the term's sum is divided.
     """
     training = student.training
     student.eval()

@@ -35,7 +35,7 @@ class Stage(NamedTuple):
     first: int
     last: int
     layers: tuple[int, ...]  # the layers with transfer, counted from 1
-    distil: bool  # whether the stage has distillation
+    distil: bool
 
 
 def stages(schedule: str, steps: int, layers: int, transfer_share: float = TRANSFER_SHARE) -> list[Stage]:
@@ -68,11 +68,11 @@ def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights
 
 
 def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
-    """Returns the factors of the peak learning rate at a step: one for part 0 of the student, and one for
-    each of its layers.
+    """Returns the factors by which the peak learning rate is multiplied at a step: one for part 0 of the
+    student, and one for each of its layers.
 
-    In a stage with distillation, all parts have one factor. The factor rises linearly in the first steps of
-    the stage (`warmup` is the share of these steps), and then falls linearly to 0.
+    In a stage with distillation, all parts have the same factor. The factor rises linearly during the warm-up
+    (the share `warmup` of the stage's steps), and then falls linearly to 0.
 
     In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
     trained with a lower rate, and all other parts are frozen. The factors rise in about the first tenth of

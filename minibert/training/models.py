@@ -30,8 +30,8 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
     """Checks the teacher of the method `embedding`. Raises `UserError` if the teacher puts a prompt before
-    each text, or lower-cases each text before tokenising, because train.py does not change the lines of the
-    corpus.
+    each text, or lower-cases each text for a cased tokenizer. train.py would not make these changes to the
+    lines of the corpus.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -59,8 +59,8 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Makes a model with random weights, the sizes of the preset `name` (with `layers` layers, if given), and
-    the vocabulary of the prepared `corpus`. Returns the model and its tokenizer. Raises `UserError` if
+    """Makes a model with random weights and the sizes of the preset `name`. The model has the vocabulary of
+    the prepared `corpus`. `layers` is the number of layers (None: that of the preset). Raises `UserError` if
     `corpus` is not a prepared folder.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
@@ -102,8 +102,8 @@ def check_positions(max_length: int, **models: nn.Module | None) -> None:
 
 def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     """Freezes a model, sets eval mode and moves the model to the device. In 16-bit precision, the matrices of
-    linear layers and word embeddings are converted once. Otherwise autocast would convert these matrices for
-    every micro-batch.
+    linear layers and word embeddings are converted to 16 bits once. Otherwise autocast would convert these
+    matrices for every micro-batch.
     """
     model.to(runtime.device).eval().requires_grad_(False)
     if runtime.precision != "fp32":
@@ -113,9 +113,9 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
 
 
 # Pre-training has only token type 0, so it trains only row 0 of the token-type table. In a student with
-# random weights, all rows are equal before the training, and `keep_token_types_equal` makes all rows equal
-# again after the training. With different rows, fine-tuning on pairs would start with a difference between
-# first and second texts that no training has learned.
+# random weights, all rows are equal before the training. `keep_token_types_equal` makes all rows equal again
+# after the training. If the rows were different, fine-tuning on pairs would start with a meaningless
+# difference between first and second texts.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """Returns the indices of the rows of the token-type table, except row 0, that are equal to row 0."""

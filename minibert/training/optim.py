@@ -9,7 +9,7 @@ from torch import nn
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Returns the learning rate at a step (counted from 0). The rate rises linearly to `peak` in the first
-    `warmup` steps, and then falls linearly to 0 at the end of the `steps`.
+    `warmup` steps, and then falls linearly. It would be 0 at step `steps`, after the last step.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -49,8 +49,7 @@ def parameter_groups(model: nn.Module, weight_decay: float,
 def adamw(model: nn.Module, betas: tuple[float, float], eps: float, weight_decay: float,
           part_of: Callable[[str], int] | None = None) -> torch.optim.AdamW:
     """Returns torch's fused AdamW with the groups of `parameter_groups`. Unlike the Adam in Google's BERT
-    code, AdamW has bias correction, which changes the size of the early updates (some thousand updates with
-    beta2 = 0.999).
+    code, AdamW has bias correction.
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay, part_of), lr=0.0, betas=betas, eps=eps,
                              fused=True)

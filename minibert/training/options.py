@@ -24,8 +24,8 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of train.py. An option that was not given is None, until `resolved` fills in the method's
-    defaults.
+    """The options of train.py. The default of some options depends on the method. Such an option is None
+    until `resolved` fills in its default.
     """
 
     method: str = option(
@@ -42,8 +42,8 @@ class Options(MachineOptions):
         None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "
               "model to train further. Default for tinybert, minilm and minilmv2: tinybert-4; for "
               "mobilebert: a MobileBERT with as many layers as the teacher; for embedding: the teacher's "
-              "sizes with half of its layers; for distilbert: a DistilBERT with half of the teacher's "
-              "layers; for mlm: no default, give --student, or a --teacher whose layers are copied",
+              "sizes with half of its layers; for distilbert, and for mlm with --teacher: a DistilBERT with "
+              "half of the teacher's layers. --method mlm needs --student or --teacher",
         metavar="PRESET")
     layers: int | None = option(
         None, "number of layers of the student. Default: as many as the preset that --student names. "

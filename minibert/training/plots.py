@@ -20,7 +20,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        # not the held-out KL, which has temperature 1: the training KL has the method's temperature
+        # The held-out KL is not drawn: it has temperature 1, but the training KL has --temperature.
         if held_out and term != "kl":
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")

@@ -17,9 +17,9 @@ from minibert.hub.weight_files import weights_hash
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """In a `with` block of `stop_requests`, the signals SIGTERM and SIGINT do not end the process, so that a
-    training loop can first finish its step. The block gets a list, to which each signal is added. If a signal
-    arrived, and the block ends without an exception, the signal ends the process after the block.
+    """A context manager that delays the signals SIGTERM and SIGINT, so that a training loop can finish its
+    step. It yields a list, to which each signal is added. After the `with` block, the first signal in the
+    list is raised again, unless the block raised an exception.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -42,8 +42,9 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
 
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
-    """Creates the run folder. Raises `UserError` if the folder already has a run and `resume` is false, or if
-    an option outside `may_change` has another value than at the start of the run.
+    """Creates the run folder. Raises `UserError` if the folder already has a run and the option `resume` is
+    false. Also raises `UserError` if an option outside `may_change` has another value than at the start of
+    the run.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -74,7 +75,7 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 
 
 def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
-    """Raises `UserError` if one of the hashes `now` is not the hash with which the run in `out` was started.
+    """Raises `UserError` if one of the hashes `now` differs from its value at the start of the run in `out`.
     `entry` is the name of the hashes in config.json. `what` is the start of the error message, with {} for
     the name of the hash.
     """
@@ -86,8 +87,8 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns the hash of each model's weights. `models` has the folder or hub name of the model of each
-    option, such as "teacher". Raises `UserError` if the weights have changed since the start of the run.
+    """Returns the hash of each model's weights. `models` maps an option, such as "teacher", to the folder or
+    hub name of a model. Raises `UserError` if the weights have changed since the start of the run.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     check_unchanged(out, "weights", now, "the weights of --{}")
@@ -130,7 +131,7 @@ def in_words(row: dict) -> str:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Adds one row to metrics.jsonl. Raises `UserError` if the folder was removed."""
+    """Adds one row to metrics.jsonl. Raises `UserError` if the row cannot be written."""
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 

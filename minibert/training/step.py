@@ -63,7 +63,6 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
                            torch.full_like(zero, stopping)])
     runtime.sum_over_ranks([p.grad for p in parameters] + [figures])
     scaler.unscale_(optimizer)
-    # one L2 norm over the gradients of all parameters
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     # `tolist` waits for the device, so one call reads all figures
     norm, loss, *totals, stop = torch.cat([norm[None], figures]).tolist()
@@ -78,9 +77,9 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 
 
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
-    """Freezes the parameters that get no gradient from the loss, before the first step (with MobileBERT
-    before each stage). In MiniLM, for example, all parameters after the queries, keys and values of the last
-    layer get no gradient. Without freezing, weight decay would shrink these parameters (with LAMB, fast).
+    """Freezes the parameters that get no gradient from the loss of the micro-batch `micro`. In MiniLM, for
+    example, all parameters after the queries, keys and values of the last layer get no gradient. Without
+    freezing, weight decay would shrink these parameters (with LAMB, fast).
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -90,8 +89,8 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
-    """Returns the number of steps in a row that were skipped, up to the current step. `before` is this number
-    before the current step. Raises `UserError` after five skipped steps in a row. In fp16, steps are skipped
+    """Returns the number of steps in a row that were skipped, up to the current step. `before` is the number
+    up to the step before. Raises `UserError` after five skipped steps in a row. In fp16, steps are skipped
     until the loss scale is small enough, so only steps with a loss scale of at most 1 count.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0

@@ -53,7 +53,6 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
     """Returns the held-out figures that the table shows, as a dict from the name of a figure to its heading
     and its number format.
     """
-    # a dict keeps the order of the names
     names = dict.fromkeys(name for score in scores for name in score)
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
     special = {"perplexity": ("perplexity", "{:.1f}"), "accuracy": ("accuracy", "{:.1%}"),
