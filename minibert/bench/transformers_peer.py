@@ -1,7 +1,8 @@
 """Runs training steps with `transformers`. bench.py compares their speed with the speed of minibert's steps.
 
 A batch is padded to its longest sequence. Precision, dropout and optimiser are those of minibert's steps. The
-distillation losses are those of the original DistilBERT code, over all tokens except padding.
+distillation losses are those of the original DistilBERT code: the KL and the cosine loss over all tokens
+except padding, and the MLM loss over the masked tokens.
 """
 
 import importlib.util
@@ -26,7 +27,8 @@ def check_installed() -> None:
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """Makes a model of `transformers` with the shape of `config`, random weights and SDPA attention. `kind`
-    is the name of a class. Raises `ValueError` if `transformers` does not support the shape.
+    is the name of a class of `transformers`. Raises `ValueError` if `transformers` does not support the
+    shape.
     """
     import transformers
     raw = describe(config, "mlm", "float32")
