@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
     # the summary compares the trained student with this copy of the untrained student
     initial = copy.deepcopy(run.module) if run.held_out else None
-    # `learn` changes only the vector of token type 0. After `learn`, this vector is copied to the token types
+    # `learn` trains only the vector of token type 0. After `learn`, this vector is copied to the token types
     # whose vectors equal it now.
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)

@@ -126,8 +126,8 @@ def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: i
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
     """Draws `batch` examples for optimiser step `step` (the first step is 0). Returns the examples of one
     rank in micro-batches. A micro-batch has at most `micro_tokens` tokens, or a single longer example.
-    `targets` are the teacher's outputs. They have one row for each example. With a span head, they have one
-    row for each token.
+    `targets` are the teacher's outputs. They have one row for each example. If the teacher has a span head,
+    they have one row for each token.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

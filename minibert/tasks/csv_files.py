@@ -74,8 +74,8 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
     """Returns the task, the training examples and the dev examples of a csv file. If there is no csv file
-    `dev`, about a tenth of the rows of `path` is the dev split. A hash of the row's text chooses the split,
-    so rows with equal texts are in the same split.
+    `dev`, about a tenth of the rows of `path` is the dev split. A hash of the column `text` chooses the split
+    of a row, so rows with equal texts are in the same split.
     """
     task, examples = read_csv(path)
     if dev is not None:

@@ -26,7 +26,7 @@ class Window(NamedTuple):
     ids: list[int]
     first: int  # the position of the first context token
     chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
-    max_context: np.ndarray  # (M,) bool, True if an answer may start at this context token (`_owners`)
+    max_context: np.ndarray  # (M,) bool, True if an answer may start at this token in this window (`_owners`)
     start: int
     end: int
 
