@@ -49,8 +49,8 @@ class Options(MachineOptions):
     candidates: int = option(15, "number of candidate words from which the replacement of a word is chosen "
                              "(K in the paper)", metavar="WORDS")
     train_examples: int | None = option(
-        None, "augment only this number of training examples, the same examples that finetune.py "
-              "--train-examples uses with this number", metavar="EXAMPLES")
+        None, "augment only this number of training examples; finetune.py chooses the same examples if its "
+              "--train-examples has this number", metavar="EXAMPLES")
     seed: int = option(1, "random seed of the replacements", metavar="NUMBER")
 
     def __post_init__(self):

@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--cased", action="store_true",
                         help="keep upper case and accents in the new vocabulary")
     parser.add_argument("--wikitext", choices=("auto", "yes", "no"), default="auto",
-                        help="whether the files are WikiText, which is changed back to plain text, for "
-                        "example \"@-@\" to \"-\". auto: the content of each file shows whether the file is "
-                        "WikiText (default: auto)")
+                        help="yes: the files are WikiText, which is changed back to plain text, for example "
+                        "\"@-@\" to \"-\". auto: the content of each file shows whether the file is WikiText "
+                        "(default: auto)")
     parser.add_argument("--held-out", type=float, metavar="SHARE",
                         help="share of the documents that are used for the evaluation only (default: 0.01). "
                         "Not possible with python-docs, whose held-out modules are fixed")

@@ -9,8 +9,9 @@
     python weights/convert.py bert-base-uncased weights/start --layers 0,4,8 --tokenizer data/mine/tokenizer
 
 An old pytorch_model.bin is read with `weights_only=True`, so no code in the file is run. With `--to hf`,
-TARGET also gets parts of SOURCE for other programs: settings in config.json, files of sentence-transformers
-(both not with `--positions` or `--tokenizer`), and a pooler that the model does not use.
+TARGET also gets parts of SOURCE for other programs: settings in config.json, files of sentence-transformers,
+and unused tensors, for example those of a pooler. With `--positions` or `--tokenizer`, the settings and files
+are left out.
 
 `--to onnx` needs the `onnx` extra. It writes TARGET/model.onnx in fp32, or TARGET/model_quantized.onnx with
 `--int8`. Nothing is saved if the outputs of the fp32 file in ONNX Runtime differ too much from the model's

@@ -1,3 +1,3 @@
 """Contains the commands of bench.py, each in its own file: `bench.py train` is in train.py. Read turns.py
-first, which runs and times the compared programs.
+first: it runs and times the compared programs.
 """

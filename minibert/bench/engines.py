@@ -37,8 +37,8 @@ Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Writes the files that `engines` read. `calibration` has the token ids and token types for
-    `write_openvino_int8`.
+    """Writes the files that `engines` read. `calibration` has the token ids and token types of the sentences
+    for `write_openvino_int8`.
     """
     minibert.save(model, folder / "model", tokenizer)
     kinds = {engine.split()[0] for engine in engines}
@@ -51,7 +51,7 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
     if "ctranslate2" in kinds:
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
-        # CTranslate2 needs position_embedding_type, which transformers 5 has only if it is in config.json
+        # CTranslate2 needs the setting position_embedding_type, for which transformers 5 has no default
         config = folder / "model" / "config.json"
         raw = json.loads(config.read_text()) | {"position_embedding_type": "absolute"}
         config.write_text(json.dumps(raw))
@@ -97,7 +97,7 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of minibert in the fast mode `mode` (None: fp32)."""
+    """Returns the function `run` of minibert in the fast mode `mode` (None: the plain model, in fp32)."""
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)
@@ -124,7 +124,6 @@ def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
 
 
 def _quiet_transformers():
-    """Imports and returns `transformers`, with its warnings and progress bars turned off."""
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -146,8 +145,8 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of OpenVINO on the CPU. `file` is a file in `folder`. Operations that are
-    not int8 run in fp32.
+    """Returns the function `run` of OpenVINO on the CPU. `file` is model.onnx or int8.xml in `folder`.
+    Operations that are not int8 run in fp32.
     """
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {

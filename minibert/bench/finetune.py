@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import minibert
-from minibert.bench.transformers_peer import (at_rate, check_installed, transformers_classifier_step,
+from minibert.bench.transformers_peer import (at_rate, check_peer, transformers_classifier_step,
                                               transformers_model)
 from minibert.bench.turns import alternate, compared, serve, speeds
 from minibert.common.console import table
@@ -48,9 +48,9 @@ class FinetuneBench(MachineOptions):
     batch: int = option(32, "number of examples of one step")
     max_length: int = option(128, "maximum length of an example in tokens; longer examples are cut")
     steps: int = option(4, "number of training steps in one measurement")
-    turns: int = option(3, "number of measurements of minibert and of transformers, after one warm-up")
-    dropout: float = option(0.1, "dropout of embeddings, block outputs and "
-                            "the classifier's input, in minibert and in transformers")
+    turns: int = option(3, "number of measurements of each program, after one warm-up")
+    dropout: float = option(0.1, "dropout of embeddings, of the outputs of attention and feed-forward "
+                            "networks, and of the classifier's input")
 
     def __post_init__(self):
         if not self.data or not self.tokenizer:
@@ -124,8 +124,8 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 def bench_finetune(options: FinetuneBench) -> dict:
     """Runs `bench.py finetune` and returns the results."""
-    check_installed()
-    examples, _ = examples_and_shape(options)
+    examples, shape = examples_and_shape(options)
+    check_peer(shape)
     n = len(examples.lengths) // options.batch * options.batch
     if n == 0:
         raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")

@@ -1,5 +1,5 @@
 """Compares minibert with other installed inference libraries by the speed of inference. For fine-tuned
-models, the scores of minibert's fast modes are also measured.
+models, the scores of minibert's fast modes (fp32, fp16, bf16, int8) are also measured.
 
 Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first --batch
 examples run together. Each compared program (engine) has its own process. The engines run alternately, with

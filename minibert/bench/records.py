@@ -12,8 +12,8 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has the scores on held-out text of "student, initial", "student, trained"
-    and, if there is a teacher, "teacher".
+    """A run of train.py. `held_out` has each model's scores on held-out text. Its keys are "student,
+    initial", "student, trained" and, if there is a teacher, "teacher".
     """
     folder: Path
     options: dict
@@ -35,13 +35,13 @@ class TuneRun(NamedTuple):
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
     # for each metric, one value in percent for each seed
     scores: dict[str, list[float]]
-    seconds: float  # the training time of all seeds
-    baseline: dict[str, float] | None  # the scores of one answer for all examples; None for SQuAD
+    seconds: float  # the sum of the training times of all seeds
+    baseline: dict[str, float] | None  # the scores of a constant prediction; None for SQuAD
 
     @property
     def start(self) -> str:
-        """The folder or hub name of the fine-tuned model. If layers of the teacher were copied, it is for
-        example "cut to 4 layers".
+        """The folder or hub name of the model from which fine-tuning started. If layers of the teacher were
+        copied, it is for example "cut to 4 layers".
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"
@@ -122,7 +122,6 @@ def _read_tune(folder: Path, config: dict, summary: dict) -> TuneRun:
 
 
 def _machine(config: dict) -> str:
-    """Returns the machine of a run and the versions of torch and minibert, as text."""
     names = " and ".join(dict.fromkeys([config["device"], config["cpu"]]))
     return (f"{names}, {config['cores']} cores, --threads {config['threads']}, {config['ranks']} x "
             f"{config['precision']}, torch {config['torch']}, minibert {config['minibert']}")

@@ -2,9 +2,8 @@
 
     bench.py report runs/ --teacher TEACHER --out report.md
 
-All figures except the published ones come from the files of the runs. A model has the name of its run folder:
-the model in `runs/distilled/model` is called `distilled`, and `distilled + kd` after fine-tuning with a
-teacher and --method kd.
+A model has the name of its run folder: the model in `runs/distilled/model` is called `distilled`. After
+fine-tuning with a teacher and --method kd, it is called `distilled + kd`.
 """
 
 import statistics
@@ -57,10 +56,9 @@ class ReportBench:
     without: tuple[str, ...] = option((), "folders of runs to leave out, for example the runs of a search "
                                           "for a learning rate")
     out: str = option("report.md", "markdown file to write; the plot is written next to it")
-    teacher: str | None = option(None, "name of the teacher in the report's tables: the last part of its "
-                                      "folder or hub name, for example bert for runs/bert/model. The "
-                                      "report then has a table of shares (scores of the other models, "
-                                      "divided by the teacher's scores)")
+    teacher: str | None = option(None, "name of the teacher in the report's tables, for example bert for the "
+                                      "folder runs/bert/model. The report then has a table of shares (scores "
+                                      "of the other models, divided by the teacher's scores)")
     share_tasks: tuple[str, ...] = option((), "tasks for the table of shares; models without a score "
                                               "on one of these tasks are left out (default: the tasks on "
                                               "which all models were fine-tuned)")
@@ -92,7 +90,7 @@ def teacher_of(run: TrainRun) -> Path:
 
 
 def check_names(places: Iterable[Path]) -> None:
-    """Raises `UserError` if two folders have the same name, which would be the name of two models."""
+    """Raises `UserError` if two folders have the same name, because two models would then have this name."""
     known: dict[str, Path] = {}
     for place in places:
         if known.setdefault(place.name, place) != place:

@@ -22,7 +22,7 @@ FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
 def share_kept(formula: str, student: list[list[float]],
                teacher: list[list[float]]) -> tuple[float, float, float] | None:
     """Returns the share of the teacher's score that the student keeps, and the two ends of its 95 % bootstrap
-    interval (the 2.5 % and 97.5 % quantiles). Returns None if a score of the teacher is 0 or less.
+    interval. Returns None if a score of the teacher is 0 or less.
 
     `student` and `teacher` have one list for each task, with one score for each seed of fine-tuning. For each
     bootstrap sample, scores are drawn with replacement from each list. With one seed, all samples of a task

@@ -65,8 +65,9 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
     """Returns the share of the queries whose right document is among the `k` documents with the largest
-    cosine. A wrong document with the cosine of the right document counts as better. `queries` (n, D) and
-    `documents` (m, D) are vectors of size D. `right` (n,) has the row of each query's right document.
+    cosine. If a wrong document and the right document have equal cosines, the wrong one is ranked first.
+    `queries` (n, D) and `documents` (m, D) are vectors of size D. `right` (n,) has the row of each query's
+    right document.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]

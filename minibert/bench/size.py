@@ -1,6 +1,5 @@
-"""Counts parameters, bytes on disk and FLOPs of models, and prints them beside published figures. Of a
-preset, the encoder and its pooler (if it has one) are counted. The model of a folder is counted with its
-head.
+"""Counts parameters, bytes in fp32 and FLOPs of models, and prints them beside published figures. A preset is
+counted as an encoder with its pooler (if it has one). A model in a folder is counted with its head.
 """
 
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class SizeBench:
 
 
 def count(module: nn.Module | None) -> int:
-    """Returns the number of parameters of a module, or 0 for None. A shared table is counted once."""
+    """Returns the number of parameters of a module, or 0 for None. A shared tensor is counted once."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 

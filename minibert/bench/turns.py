@@ -20,8 +20,8 @@ from minibert.common.errors import UserError
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Runs the main loop of a measured process. For each request of the parent process, calls `turn` and
-    sends its result to the parent, or the seconds of the call if the result is None. At the end, sends the
-    peak memory in bytes (on a GPU, the peak of torch's GPU memory).
+    sends the result to the parent. If the result is None, sends the seconds of the call. At the end, sends
+    the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
     """
     # The parent process gets Ctrl-C and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -59,8 +59,8 @@ def run(worker: Callable, *given) -> None:
 @contextlib.contextmanager
 def contender(worker: Callable, *given) -> Iterator[Callable]:
     """Starts a process that calls `worker(*given, pipe)`. The worker must call `serve`. Yields a function
-    `ask`: `ask()` runs one measurement and returns its result, and `ask(False)` stops the worker and returns
-    its peak memory in bytes. If the worker raises a `UserError`, `ask` raises it.
+    `ask`. `ask()` runs one measurement and returns its result. `ask(False)` stops the worker and returns its
+    peak memory in bytes. If the worker raises a `UserError`, `ask` raises it.
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
@@ -110,7 +110,7 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns the median of the rates `count` / seconds, and the pair [lowest, highest] of these rates."""
+    """Returns `count` divided by the median of `seconds`, and the lowest and highest `count` / seconds."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
@@ -136,7 +136,9 @@ def ratios(peer: list[float], own: list[float]) -> list[float]:
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns minibert's speed (median) and memory, each divided by the value of `peer`."""
+    """Prints and returns how many times as fast as `peer` minibert is (median over the rounds). Also prints
+    and returns minibert's memory divided by the memory of `peer`.
+    """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]
     print(f"minibert is {speed:.2f} times as fast as {peer} "

@@ -1,3 +1,4 @@
-"""Loads and saves model files. Read load_save.py first. hf_names.py and hf_config.py translate between the
-names of minibert and the names of Hugging Face. weight_files.py reads and writes tensors.
+"""Loads and saves model files. Read load_save.py first. hf_names.py has the names of tensors and config
+fields, in minibert and in Hugging Face's files. hf_config.py converts config.json. weight_files.py reads and
+writes tensors.
 """

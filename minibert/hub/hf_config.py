@@ -11,9 +11,9 @@ from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_D
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
-OWN = "minibert-"  # the start of `model_type` in a file that transformers must refuse (`difference`)
-# In MobileBERT, transformers always uses this epsilon, not that of config.json, in two places: in the
-# LayerNorm of the embeddings, and in the LayerNorm after each layer's last feed-forward network.
+OWN = "minibert-"  # `model_type` starts with it if transformers does not support the model (`difference`)
+# In two LayerNorms of MobileBERT, transformers always uses this epsilon and ignores that of config.json: in
+# the LayerNorm of the embeddings, and in the one after each layer's last feed-forward network.
 MOBILE_NORM_EPS = 1e-5
 # Larger sizes are refused. A damaged file with a larger size could make a model that fills the memory.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
@@ -21,10 +21,10 @@ LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "voc
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """Returns the `Config` of a parsed config.json, and the name of the head: None if config.json names no
-    model class (`architectures`), or the name of the class if minibert does not know it. Raises `UserError`
-    with the file and the field if a value has a wrong type or is out of bounds, or if minibert does not
-    support the model.
+    """Returns the `Config` and the name of the head for `raw`, the content of the config.json at `path`. The
+    head is None if config.json names no model class (`architectures`). If minibert does not know the class,
+    the head is the name of the class. Raises `UserError` if a value has a wrong type or is out of bounds, or
+    if minibert does not support the model.
     """
     try:
         return _parse(raw)
@@ -131,12 +131,12 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """Returns the settings of a config.json that `save` writes again, for `describe`."""
+    """Returns the settings that `save` copies from the loaded config.json: all but those in `NOT_KEPT`."""
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
 def difference(config: Config) -> str:
-    """Returns the feature of the model that `transformers` does not support, as a text, or ""."""
+    """Returns one feature of the model that `transformers` does not support, or "" if there is none."""
     c, mobile = config, config.architecture == "mobilebert"
     differences = {
         f"a DistilBERT with norm_eps {c.norm_eps}": c.architecture == "distilbert" and c.norm_eps != 1e-12,
@@ -164,7 +164,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # a user chose this value, because `load` sets 0
+    if config.attention_dropout:  # only a user sets it; at 0, the value of the loaded config.json stays
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

@@ -5,7 +5,7 @@ feed-forward network in the layer.
 
 import re
 
-HEADS = {  # the heads of BERT and MobileBERT
+HEADS = {
     "mlm": "cls.predictions",  # only for the tensor mlm.bias
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",
@@ -92,7 +92,7 @@ DROPPED = (  # patterns for the names of tensors that no model of minibert has
     # TinyBERT's distillation needs these matrices, which map the student's hidden states to the teacher's
     # width.
     r"fit_dense\.(weight|bias)",
-    r"fit_denses\.\d+\.(weight|bias)",  # TinyBERT version 2 has several such matrices
+    r"fit_denses\.\d+\.(weight|bias)",
 )
 
 # `load` accepts a file that has one of these modules even if the model does not have the module.
@@ -148,14 +148,13 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
 # names, the value of the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# `save` does not copy these keys from the config.json that was loaded. It computes most of them from the
-# model. The rest of `NOT_KEPT` describes the loaded folder.
+# `save` does not copy these keys from the loaded config.json. It computes some of them from the model, and
+# leaves out the others, for example transformers_version.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
-# hf_config.py translates the fields in the next three dicts. Attention dropout is written but not read
-# (`_parse` in hf_config.py says why).
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
+# Attention dropout is written but not read (`_parse` in hf_config.py says why).
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}
 ATTENTION_INPUT = {  # values of `attention_input` in minibert, and fields of Hugging Face's config
@@ -166,7 +165,7 @@ ATTENTION_INPUT = {  # values of `attention_input` in minibert, and fields of Hu
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# the starts of tensor names in a file of an encoder without a head
+# In the file of an encoder without a head, the tensor names begin with these parts, and not with "bert.".
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}

@@ -48,17 +48,17 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     """Loads a model from a folder or from the Hugging Face hub, in eval mode, in fp32, on the CPU.
 
     `head` is "encoder", "mlm", "pretraining", "classification" or "span" (None: the head of the checkpoint).
-    If `head` is "classification" or "span" and the checkpoint has no such head, the head gets new random
-    weights, and a warning names the new tensors.
+    A head for classification or spans that the checkpoint does not have gets new random weights. A warning
+    then names the new tensors.
 
     `changes` replace fields of the `Config`. If `changes` has `labels`, the classifier gets new random
     weights. The attention dropout is 0 unless `changes` sets another value; the value in config.json is
     ignored. With `legacy_bin`, pytorch_model.bin is read if there is no model.safetensors.
 
     The attribute `sentences` of the model says how `embed` computes a sentence vector. The attribute `beside`
-    has the contents of the folder that the model does not use. Both are empty if `head` names another head
-    than that of the checkpoint, or if `changes` has `labels` or `problem_type`. But if `head` is "encoder",
-    the files of sentence-transformers are always read.
+    has the contents of the folder that the model does not use. `sentences` is None and `beside` is empty if
+    `head` names another head than that of the checkpoint, or if `changes` has `labels` or `problem_type`. But
+    if `head` is "encoder", the files of sentence-transformers are always read.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -75,7 +75,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # A classifier for other labels, or of a head that minibert does not know, belongs to another task.
+    # the checkpoint's classifier is not used if it is for other labels, or for a head unknown to minibert
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -130,8 +130,8 @@ def head_of(model: nn.Module) -> str:
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model whose tensors have shapes but no memory yet. Also returns the prefix of the model's
-    tensor names in hf_names.py.
+    """Returns a model whose tensors have shapes but no memory yet. Also returns the prefix that hf_names.py
+    puts before the model's tensor names: "encoder." for an encoder, otherwise "".
     """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
@@ -140,8 +140,9 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Returns a dict from minibert's names to the tensors, a dict from minibert's names to the names in the
-    files, and an error message if a tensor is stored twice with different values (otherwise "").
+    """Returns two dicts with minibert's tensor names as keys, and an error message. The values of the first
+    dict are the tensors. The values of the second are the tensors' names in the files. The message is ""
+    unless a tensor is stored twice with different values.
     """
     full, untied = {}, ""
     for name, tensor in tensors.items():
@@ -164,7 +165,6 @@ def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
 
 
 def _few(names: Iterable[str], n: int = 5) -> str:
-    """Returns a text with the first `n` names and the number of further names."""
     names = sorted(names)
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
@@ -176,14 +176,14 @@ def _head_of_tensors(renamed: Iterable[str]) -> str:
 
 
 def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors in classification and span modules that the checkpoint does not have.
+    """Returns the names of the tensors in the modules that the checkpoint lacks. Only modules for
+    classification and spans are examined.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
             if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & renamed.keys()]
 
 
 def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
-    """Returns a new tensor for a head: a weight is random, a bias is 0."""
     tensor = torch.zeros(shape)
     if name.endswith("weight") and std > 0:
         truncated_normal_(tensor, std)
@@ -191,8 +191,9 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
-    """Raises `UserError` if minibert or the architecture has no such head. For "mlm" and "pretraining", also
-    raises it if the file has no tensors of the head, or if two tied tensors differ.
+    """Raises `UserError` if minibert or the architecture has no head with the name `head`. For "mlm" and
+    "pretraining", also raises `UserError` if the file has no tensors of the head, or if two tied tensors
+    differ.
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -214,8 +215,8 @@ def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[st
 
 def _check_tensors(folder: Path, head: str, architecture: str, shapes: dict[str, torch.Size],
                    renamed: dict[str, Tensor], names: dict[str, str]) -> None:
-    """Raises one `UserError` for all differences between the tensors of the model and of the file. Additional
-    tensors of `HEAD_MODULES` are no difference.
+    """Raises one `UserError` for all differences between the tensors of the model and of the file. The file
+    may have additional tensors of `HEAD_MODULES`.
     """
     problems = {"unexpected": [], "missing": [], "misshapen": []}
     for name, shape in shapes.items():
@@ -242,18 +243,18 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     Also writes the contents of `model.beside` for other libraries. Raises `UserError` if a weight is not
     finite.
 
-    If `transformers` does not support the model, a warning gives the reason, and `model_type` in config.json
-    begins with "minibert-", so that `transformers` refuses the files.
+    If `transformers` does not support the model, a warning gives the reason. `model_type` in config.json then
+    begins with "minibert-", and `transformers` refuses the files.
 
     `dtype` is the precision of the stored weights (None: the model's). `card` is markdown for the model card.
     The model in an existing folder is replaced, and other files in the folder stay. If saving is interrupted,
-    the folder has the complete old model, the complete new model or no config.json; `load` refuses a folder
+    the folder has the complete old model, the complete new model, or no config.json. `load` refuses a folder
     without config.json.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # As in transformers, the tensor names of an encoder get no prefix. But beside the tensors of an unused
-    # head, the names are those in a model with a head.
+    # As in transformers, the tensor names of an encoder alone have no prefix. If the file also gets an unused
+    # head, the encoder's names have the prefix of a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -270,9 +271,9 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
              else to_hf(name, config.architecture): tensor for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
-    # All new files are complete on the disk before an old file is replaced. A folder without config.json does
-    # not load. So the old config.json is removed first, and the new one is moved from the temporary folder
-    # `made` last: a half-saved folder never loads.
+    # All new files are complete on the disk before an old file is replaced. The old config.json is removed
+    # first, and the new one is moved from the temporary folder `made` last. So a half-saved folder has no
+    # config.json, and `load` refuses it.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")

@@ -74,7 +74,7 @@ class Padded(nn.Module):
                 token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """Returns the outputs, in the order of `OUTPUTS`."""
         encoder, keep = encoder_of(self.model), attention_mask != 0
-        # `embed` of a BERT or DistilBERT treats each token by itself, so it can get a padded table
+        # in BERT and DistilBERT, the embedding of a token depends on no other token, so padding is harmless
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         lengths = torch.full(input_ids.shape[:1], input_ids.shape[1])
         x = encoder.embed(Batch(input_ids, positions, token_type_ids, None, lengths))  # (S, T, D)
@@ -92,8 +92,8 @@ class Padded(nn.Module):
 
 
 def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pads each row of a packed batch at its end to `length` tokens. Returns the token ids, the mask and the
-    token types, each (S, length) int64.
+    """Pads each sequence of a packed batch at its end to `length` tokens. Returns the token ids, the mask and
+    the token types, each (S, length) int64.
     """
     keep = torch.arange(length) < batch.lengths[:, None]  # (S, length)
     ids, segments = torch.full(keep.shape, pad_id), torch.zeros(keep.shape, dtype=torch.int64)
@@ -109,8 +109,8 @@ def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Removes the rows of padding from padded outputs. The outputs of a classifier have no padding and are
-    returned unchanged.
+    """Removes the outputs for padding from padded outputs. The outputs of a classifier have no padding and
+    are returned unchanged.
     """
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
@@ -169,7 +169,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     names, head = input_names(model), head_of(model)
     example = tuple(torch.ones(2, min(4, model.config.max_positions), dtype=torch.int64) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_positions)}
-    with quiet("torch.onnx"):  # `save_onnx` checks the file
+    with quiet("torch.onnx"):  # torch's warnings are not needed, because `save_onnx` checks the outputs
         torch.onnx.export(Padded(model).eval(), example, path, input_names=names,
                           output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
                           opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
@@ -179,8 +179,8 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes torch's notes about the source code, which have file paths of
-    the exporting machine, and transposes the weights of matrix products.
+    """Changes an ONNX model in place: removes torch's notes, and transposes the weights of matrix products.
+    The notes are about the source code, and have file paths of the exporting machine.
 
     torch stores each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The
     quantiser finds only weights that are a direct input of a matrix product. So `tidy` transposes the weights
@@ -210,9 +210,10 @@ def tidy(proto) -> None:
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
-    """Writes `target`: a copy of the fp32 file `source` with its embeddings and its products with weights in
-    int8. Each output column of a weight matrix has its own scale. In each product, all activations of a batch
-    have the same scale, so the outputs for a sentence depend slightly on the other sentences in its batch.
+    """Writes `target`, a copy of the fp32 file `source`. The copy has its embeddings in int8, and computes
+    its matrix products with weights in int8. Each output column of a weight matrix has its own scale. In each
+    product, all activations of a batch have the same scale. So the outputs for a sentence depend slightly on
+    the other sentences in its batch.
 
     With `reduce_range`, the int8 weights have 7 bits. Some processors add two products of 8-bit numbers in 16
     bits. With 8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
@@ -244,8 +245,8 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 def deviation(model: nn.Module, path: Path) -> float:
     """Returns the largest difference between the outputs of the ONNX file and of the model, over the batches
-    of `samples`. The largest difference of each output in a batch is divided by the largest absolute value of
-    the model's output, if this absolute value is above 1.
+    of `samples`. If a model's output has absolute values above 1, the difference is divided by the largest
+    of them.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):
@@ -253,7 +254,7 @@ def deviation(model: nn.Module, path: Path) -> float:
             if expected.shape != actual.shape:
                 return math.inf
             apart = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1))
-            worst = max(worst, apart if math.isfinite(apart) else math.inf)  # NaN counts as infinite
+            worst = max(worst, apart if math.isfinite(apart) else math.inf)
     return worst
 
 

@@ -1,6 +1,6 @@
 """Makes a smaller model from the weights of a larger model, without training. The new model has the same kind
 of head and must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This training
-takes much less time than training from random weights. The bundled teacher in weights/ began as such a model.
+takes much less time than training from random weights.
 """
 
 import re
@@ -108,8 +108,8 @@ def _prefix(model: nn.Module) -> str:
 
 
 def _like(model: nn.Module, weights: dict[str, Tensor], **changed) -> nn.Module:
-    # returns a model with the head type of `model`, the weights `weights`, and the config of `model` with the
-    # changes `changed`
+    # returns a new model of the same class as `model`, with the tensors `weights`; `changed` replaces fields
+    # of the config
     config = replace(model.config, **changed)
     other = (build_encoder(config, model.pooler is not None) if isinstance(model, Encoder)
              else type(model)(config))

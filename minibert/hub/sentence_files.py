@@ -27,7 +27,8 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# `embed` refuses a model with another setting in sentence_bert_config.json, unless it is empty or false.
+# If sentence_bert_config.json has a setting that is not in IGNORED, and the setting is not empty or false,
+# `embed` refuses the model.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
@@ -35,8 +36,8 @@ IGNORED = {
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """Returns the `SentencePooling` of the model in `folder` (None if no modules.json names the folder), and
-    a dict from the paths of the files of sentence-transformers to their contents.
+    """Returns the `SentencePooling` of the model in `folder`, or None if no modules.json names the folder.
+    Also returns a dict from the paths of the files of sentence-transformers to their contents.
 
     In the old layout with 0_Transformer/, modules.json is in the parent folder. If a file is damaged or a
     setting is not supported, `SentencePooling.refused` has the reason. `embed` then refuses the model, but
