@@ -97,7 +97,7 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of minibert in the fast mode `mode` (None: fp32)."""
+    """Returns the function `run` of minibert in the fast mode `mode` (None: the plain model, in fp32)."""
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)

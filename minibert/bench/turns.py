@@ -110,7 +110,7 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns the median of the rates `count` / seconds, and the pair [lowest, highest] of these rates."""
+    """Returns `count` divided by the median of `seconds`, and the lowest and highest `count` / seconds."""
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
@@ -136,7 +136,9 @@ def ratios(peer: list[float], own: list[float]) -> list[float]:
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns minibert's speed (median) and memory, each divided by the value of `peer`."""
+    """Prints and returns how many times as fast as `peer` minibert is (median over the rounds). Also prints
+    and returns minibert's memory divided by the memory of `peer`.
+    """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]
     print(f"minibert is {speed:.2f} times as fast as {peer} "
