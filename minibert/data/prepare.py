@@ -89,8 +89,8 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
         report(f"{name}: {part['documents']:,} documents, {part['lines']:,} lines, "
                f"{part['tokens']:,} tokens, {part['unk'] / max(part['tokens'], 1):.2%} [UNK]")
         if part["short"]:
-            report(f"{name}: training leaves out {part['short']:,} of these documents, which are shorter "
-                   f"than {MIN_LENGTH} tokens with [CLS] and [SEP]")
+            report(f"{name}: training (except --method embedding) leaves out {part['short']:,} of these "
+                   f"documents, which are shorter than {MIN_LENGTH} tokens with [CLS] and [SEP]")
     seconds = max(time.monotonic() - begun, 1e-3)
     report(f"{text_bytes:,} bytes of text in {seconds:.1f} s, {text_bytes / 1e6 / seconds:.1f} MB/s")
     if share > UNKNOWN_SHARE:

@@ -110,5 +110,5 @@ def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -
     if weights.hidden:
         raise UserError(f"hidden states {student.hidden_size} wide cannot be compared with "
                         f"{teacher.hidden_size}: set the weight of the term hidden to 0")
-    return (f"a linear layer maps the student's pooled states, {student.hidden_size} wide, to the teacher's "
-            f"width {teacher.hidden_size}")
+    return (f"a new linear layer maps the student's pooled states, {student.hidden_size} wide, to the "
+            f"teacher's width {teacher.hidden_size} (a student with pooling layers of its own keeps them)")
