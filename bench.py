@@ -18,7 +18,6 @@ import sys
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
 
-# for each command: its module, its class of options and its function
 BENCHES = {
     "train": ("minibert.bench.train", "TrainBench", "bench_train"),
     "inference": ("minibert.bench.inference", "InferenceBench", "bench_inference"),
