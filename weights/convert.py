@@ -57,8 +57,7 @@ def main() -> None:
                         help="head of the saved model (default: the head of SOURCE)")
     int8 = parser.add_argument_group("with --to onnx")
     int8.add_argument("--int8", action="store_true",
-                      help="compute matrix products in int8. For each product, the weights have one scale "
-                      "for each output column, and the activations have one scale for the whole batch")
+                      help="compute matrix products in int8")
     int8.add_argument("--reduce-range", action="store_true",
                       help="store the weights in 7 bits, which x86 processors without VNNI need (default: "
                       "7 bits if this processor needs them, otherwise 8 bits)")
@@ -145,7 +144,8 @@ def carve(model, tokenizer, args):
         model = keep_positions(model, args.positions)
     if args.tokenizer is not None:
         if tokenizer is None:
-            raise UserError(f"{args.source} has no tokenizer, so the pieces of its rows are not known")
+            raise UserError(f"{args.source} has no tokenizer, so the tokens of its word embeddings are "
+                            "not known")
         old, tokenizer = tokenizer, load_tokenizer(args.tokenizer)
         model = change_vocabulary(model, old, tokenizer)
     return model, tokenizer

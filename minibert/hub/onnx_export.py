@@ -1,5 +1,5 @@
-"""Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra. ONNX files take padded
-batches, so `Padded` wraps a model of minibert and computes attention on padded rows.
+"""Exports models to ONNX files for ONNX Runtime. ONNX files take padded batches, so `Padded` wraps a model of
+minibert and computes attention on padded rows.
 
 In the shapes, S is the number of sequences, T the length of a padded row, H the number of heads, E the head
 size, D the hidden size, V the vocabulary size and K the number of classes.
