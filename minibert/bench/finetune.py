@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import minibert
-from minibert.bench.transformers_peer import (at_rate, check_installed, transformers_classifier_step,
+from minibert.bench.transformers_peer import (at_rate, check_peer, transformers_classifier_step,
                                               transformers_model)
 from minibert.bench.turns import alternate, compared, serve, speeds
 from minibert.common.console import table
@@ -124,8 +124,8 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 def bench_finetune(options: FinetuneBench) -> dict:
     """Runs `bench.py finetune` and returns the results."""
-    check_installed()
-    examples, _ = examples_and_shape(options)
+    examples, shape = examples_and_shape(options)
+    check_peer(shape)
     n = len(examples.lengths) // options.batch * options.batch
     if n == 0:
         raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")

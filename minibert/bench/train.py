@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from minibert.bench.flops import matrix_peak, useful_flops
-from minibert.bench.transformers_peer import at_rate, check_installed, transformers_model, transformers_step
+from minibert.bench.transformers_peer import at_rate, check_peer, transformers_model, transformers_step
 from minibert.bench.turns import alternate, compared, rate, serve, speeds
 from minibert.common.console import table
 from minibert.common.errors import UserError
@@ -154,7 +154,7 @@ def bench_train(options: TrainBench) -> dict:
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:
-        check_installed()
+        check_peer(teacher, student)
     runtime = start(options.device, options.precision, options.threads, training=False)
     peak = matrix_peak(runtime)
     seconds, memory = alternate(train_worker, kinds, options, options.turns)

@@ -13,22 +13,25 @@ import torch.nn.functional as F
 from minibert.common.errors import UserError
 from minibert.common.runtime import Runtime
 from minibert.distill.distilbert import DistilBERTWeights
-from minibert.hub.hf_config import describe
+from minibert.hub.hf_config import describe, difference
 from minibert.model.batch import IGNORE
 from minibert.model.config import Config
 from minibert.training.optim import set_learning_rate
 
 
-def check_installed() -> None:
-    """Raises `UserError` if `transformers` is not installed."""
+def check_peer(*configs: Config) -> None:
+    """Raises `UserError` if `transformers` is not installed, or does not support one of the models."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError("the comparison needs transformers: pip install 'minibert[peers]'")
+    for config in configs:
+        if reason := difference(config):
+            raise UserError(f"transformers does not support one of the models ({reason}): "
+                            "give another preset (or --no-peer to bench.py train)")
 
 
 def transformers_model(config: Config, kind: str = "AutoModelForMaskedLM"):
     """Makes a model of `transformers` with the shape of `config`, random weights and SDPA attention. `kind`
-    is the name of a class of `transformers`. Raises `ValueError` if `transformers` does not support the
-    shape.
+    is the name of a class of `transformers`.
     """
     import transformers
     raw = describe(config, "mlm", "float32")

@@ -1,9 +1,9 @@
 """Computes losses that compare the attention of student and teacher.
 
-In a sequence of T tokens, one head of size E has queries, keys and values, each (T, E). a and b are two of
-these matrices, for example the queries and the keys. Their scores z = a b' / sqrt(E) are a (T, T) matrix; b'
-is b transposed. z_s are the student's scores, and z_t are the teacher's. The table has the loss of row i of
-the scores. G is the gradient of the sum of all row losses with respect to z_s.
+In a sequence of T tokens, one head of size E has queries, keys and values, each (T, E). a and b are the
+queries and the keys, or a = b is one of the three matrices. Their scores z = a b' / sqrt(E) are a (T, T)
+matrix; b' is b transposed. z_s are the student's scores, and z_t are the teacher's. The table has the loss of
+row i of the scores. G is the gradient of the sum of all row losses with respect to z_s.
 
     squares:  mean over j of (z_s - z_t)_ij^2                G = 2 (z_s - z_t) / T                TinyBERT
     KL:       KL( softmax(z_t)_i || softmax(z_s)_i )         G = softmax(z_s) - softmax(z_t)      MiniLM
@@ -11,9 +11,9 @@ the scores. G is the gradient of the sum of all row losses with respect to z_s.
 The losses are averaged over the rows and heads of each sequence, and summed over the sequences.
 
 For 32 sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the
-scores are computed in chunks. Each chunk directly gives its part of the gradients with respect to the
-student's a and b: G b / sqrt(E) and G' a / sqrt(E). After a chunk, only the sum of the loss and these two
-gradients stay in memory.
+scores are computed in chunks. Each chunk directly gives its part of the gradients of the averaged loss. With
+respect to the student's a and b, they are G b / sqrt(E) and G' a / sqrt(E), divided by H T, the number of
+rows of all H heads. After a chunk, only the sum of the loss and these two gradients stay in memory.
 """
 
 import math
@@ -27,8 +27,8 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# The largest number of the student's scores in a chunk (8 MB in fp32). A single head of a long sequence with
-# more scores is one chunk.
+# The largest number of the student's scores in a chunk (8 MB in fp32). If one head of a long sequence has
+# more scores, it is a chunk alone.
 CHUNK_ELEMENTS = 1 << 21
 
 
@@ -47,8 +47,7 @@ def attention_sum(q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor, batch: Batch,
 def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
                  chunk: int | None = None) -> Tensor:
     """Returns MiniLM's relation loss, summed over the sequences. The loss of a sequence of T tokens is the
-    mean of KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))) over the T rows of each of its H
-    heads.
+    mean of KL(softmax(t_a t_b' / sqrt(E_t)) || softmax(a b' / sqrt(E_s))) over the H T rows of all heads.
 
     a and b (N, H, E_s) are queries, keys or values of the student, for N tokens and H heads of size E_s. t_a
     and t_b (N, H, E_t) are the teacher's. `chunk` is as in `attention_sum`. With the queries as a and the

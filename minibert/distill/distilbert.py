@@ -2,12 +2,12 @@
 
 Each pre-training method (methods.py) has a loss: a function of (student, teacher, micro-batch, weights,
 counts). The function returns the micro-batch's part of the step's loss, and a dictionary with the detached
-sum of each loss term over the micro-batch. If the loss has the MLM term, the dictionary also has the key
-"accuracy": the number of correct predictions.
+sum of each loss term over the micro-batch. A term with weight 0 may be missing. If the loss has the MLM term,
+the dictionary also has the key "accuracy": the number of correct predictions.
 
-The function divides the sum of each term by a count, for example the number of masked tokens. The count is
-that of the *whole* step: all micro-batches of all ranks. So the gradients of all micro-batches add up to the
-gradient of one large batch with all sequences of the step.
+In the loss, each sum is divided by a count, for example the number of masked tokens. The count is that of the
+*whole* step: all micro-batches of all ranks. So the gradients of all micro-batches add up to the gradient of
+one large batch with all sequences of the step.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     """
     with torch.no_grad():
         teacher_last = teacher.encoder(micro.batch)  # (N, D)
-    last = student.encoder(micro.batch)  # (N, D), both models read the same masked text
+    last = student.encoder(micro.batch)  # (N, D)
     rows, labelled = slice(None), micro.masked
     if weights.kl_masked_only:
         rows, labelled = micro.masked.to(last.device, non_blocking=True), torch.arange(len(micro.masked))
@@ -74,7 +74,7 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
     section 3.1, task 1). The teacher is not used.
     """
     last = student.encoder(micro.batch)  # (N, D)
-    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) the MLM head gets only these rows
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
                             labelled=torch.arange(len(rows)), mlm_weight=weights.mlm / counts["mlm"])
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}

@@ -2,8 +2,7 @@
 teacher's vector of a text. The loss needs no labels and no masked tokens.
 
 The source is Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
-Distillation", section 2. In this project, all texts are in one language. distilbert.py describes the
-arguments and results of a loss.
+Distillation", section 2. distilbert.py describes the arguments and results of a loss.
 """
 
 import copy
@@ -40,8 +39,8 @@ class SentenceStudent(nn.Module):
 
     A student that is already a sentence encoder keeps its own layers. Any other student gets copies of the
     teacher's layers. If the pooled vectors of student and teacher differ in width, a new linear layer comes
-    before the copies. The new layer maps the student's pooled vector to the teacher's width, and is saved
-    with the student.
+    before the copies. The new layer maps the student's pooled vector to the width of the teacher's pooled
+    vector, and is saved with the student.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -71,7 +70,7 @@ class SentenceStudent(nn.Module):
 
 def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: EmbeddingWeights,
               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss between the student's vector u_s (D,) and the teacher's vector u_t (D,) of each text.
+    """Returns the loss of a micro-batch. u_s and u_t (D,) are the vectors of student and teacher for a text.
     h_s and h_t are the last hidden states of student and teacher at a token. The terms are:
 
         cosine  1 - cos(u_s, u_t)

@@ -84,8 +84,8 @@ def span_distillation(student: Tensor, teacher: Tensor, offsets: Tensor, tempera
     """Returns the sum over sequences of T^2 (KL_start + KL_end) / 2. KL_start and KL_end are the KL(teacher
     || student) for the start and the end of the answer, at the temperature T = `temperature`.
 
-    `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. "DistilBERT
-    (D)" is fine-tuned on SQuAD with this loss (Sanh et al. 2019, section 4.1).
+    `student` and `teacher` are logits (N, 2), as in `span_loss`. The teacher gets no gradient. This loss is
+    one term of the loss of "DistilBERT (D)" on SQuAD (Sanh et al. 2019, section 4.1).
     """
     log_s = segment_log_softmax(at_least_fp32(student) / temperature, offsets)
     log_t = segment_log_softmax(at_least_fp32(teacher.detach()) / temperature, offsets)

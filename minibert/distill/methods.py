@@ -46,8 +46,7 @@ METHODS = {
         distilbert, DistilBERTWeights, distilbert_counts, fit_distilbert, distilbert_of, "mlm",
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
-    # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0). TinyBERT's
-    # own code has a learning rate of 5e-5 and 10 % warm-up.
+    # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0).
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -73,7 +72,7 @@ METHODS = {
 def terms_of(method: str) -> tuple[str, ...]:
     """Returns the names of a method's loss terms. The accuracy has no weight, so it is no loss term."""
     weights = METHODS[method].weights()
-    # the numbers in the `Step` do not matter here
+    # the `Step` may have any numbers, because only the names of the counts are used
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
     return tuple(field.name for field in dataclasses.fields(weights) if field.name in counted)
 
@@ -91,8 +90,8 @@ def weights_of(method: str, **changed) -> object:
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
     """Returns the loss of a method on one batch, and the mean of each loss term (with MLM, also the
-    accuracy). Call `backward()` on the loss. `changed` replaces default weights, for example `cosine=0`. Call
-    `student.train()` and `teacher.eval()` before this function.
+    accuracy). `changed` replaces default weights, for example `cosine=0`. Call `student.train()` and
+    `teacher.eval()` before this function.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

@@ -1,7 +1,7 @@
 """Computes the losses of MiniLM and MiniLMv2. These losses compare the student's last layer with one teacher
-layer. Queries, keys and values of a layer give relations between the tokens of a sequence, and the student
-learns the teacher's relations. The losses use no labels. distilbert.py describes the arguments and results of
-a loss.
+layer. A relation is softmax(a b' / sqrt(E)), where a and b are queries, keys or values of one head of size E.
+The student learns the teacher's relations. The losses use no labels. distilbert.py describes the arguments
+and results of a loss.
 """
 
 import math
@@ -88,7 +88,9 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """Returns the largest number up to 48 that divides all `widths`. The paper has 48 relation heads."""
+    """Returns the largest number up to 48 that divides all `widths`. The paper has 48 relation heads (64 for
+    a large teacher).
+    """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 
 

@@ -44,8 +44,8 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     KL(a_t || a_s), averaged over the heads and tokens of each sequence. a_t and a_s are the attention
     distributions of a token in teacher and student.
 
-    The distillation adds two terms at masked tokens, `mlm` and `kd`, without next-sentence prediction. KD is
-    the KL to the teacher.
+    The distillation adds two terms at masked tokens: `mlm` is the cross-entropy with the original tokens, and
+    `kd` is the KL to the teacher. The paper's term for next-sentence prediction is left out.
     """
     L = student.config.layers
     layers = range(1, L + 1) if weights.layers is None else weights.layers
@@ -81,8 +81,9 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
-    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. But for
-    each layer, the authors' code takes the teacher's mean and variance over the states of all layers.
+    As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. But the
+    authors' code computes mean_t and var_t from the states of all teacher layers. This function computes them
+    from the states of one layer.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
@@ -126,9 +127,9 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if student or teacher is no MobileBERT or IB-BERT, or if one of the sizes that
-    `check_equal` compares differs. Also raises `UserError` if all weights of the transfer, or all weights of
-    the distillation, are 0. Otherwise returns an empty text.
+    """Raises `UserError` if student or teacher is neither a MobileBERT nor an IB-BERT, or if they differ in
+    one of the sizes listed in the call of `check_equal`. Also raises `UserError` if all weights of the
+    transfer, or all weights of the distillation, are 0. Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

@@ -1,5 +1,5 @@
-"""Builds student models: the shape of the student, the teacher layers that it copies, and the teacher layers
-that it imitates.
+"""Builds student models. Decides which config a student has, which teacher layers it copies, and which
+teacher layers it imitates.
 """
 
 import re
@@ -34,7 +34,7 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
 
 def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
     """Returns the config of a TinyBERT student: the preset tinybert-4 with `layers` layers (None: 4).
-    `preset_of` describes the fields that are the teacher's.
+    Some fields have the teacher's values: those listed in `same` in `preset_of`.
     """
     return preset_of("tinybert-4", teacher, layers)
 
@@ -58,8 +58,8 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
     """Returns the config of the preset `name`, but with the teacher's values of the fields listed in `same`.
-    `layers` is the number of layers (None: that of the preset). `copied` says that the student will copy
-    layers of the teacher.
+    `layers` is the number of layers (None: that of the preset). `copied` must be true if the student will
+    copy layers of the teacher.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -73,7 +73,8 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """Returns, for each student layer, the teacher layer (counted from 0) that it copies. Layer i of the
     student copies teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers
-    of teacher and student. For 12 and 6 layers the result is 0, 2, 4, 7, 9, 11, as in DistilBERT.
+    of teacher and student. For a student of 6 layers and a teacher of 12 layers, the result is 0, 2, 4, 7, 9,
+    11, as in DistilBERT.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -113,8 +114,8 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     teacher's mode (train or eval).
 
     `shape` is the name of a preset or a `Config` (None: the teacher's config with half of the layers).
-    `layers` replaces the number of layers of the shape. Without `layers`, the student has one layer for each
-    number in `layer_map`, except if `shape` is a `Config`.
+    `layers` replaces the number of layers of the shape. If `layer_map` is given and `layers` is not, the
+    student has one layer for each number in `layer_map`, except if `shape` is a `Config`.
 
     `init` says which weights are copied. "teacher" copies the embeddings, the head and the teacher layers in
     `layer_map`, which are numbered from 0 (None: the layers of `copied_layers`). "embeddings" copies only the

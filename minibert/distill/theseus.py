@@ -50,9 +50,9 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Returns one bool for each group of teacher layers: True, with probability `rate`, if its student layer
-    replaces the group. The result depends only on the arguments, so all micro-batches and ranks of a step
-    replace the same groups, even in a resumed run.
+    """Returns one bool for each group of teacher layers: whether its student layer replaces the group. The
+    bool is True with probability `rate`. The result depends only on the arguments, so all micro-batches and
+    ranks of a step replace the same groups. A resumed run replaces the same groups as an uninterrupted run.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 

@@ -1,9 +1,9 @@
 """Computes the MLM cross-entropy and the distillation KL over the vocabulary. `vocab_loss_plain` defines the
 loss. `vocab_loss` computes the same loss with less memory.
 
-A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h is the
-state of the MLM head, W are the word embeddings (tied), and b is the bias. z_s are the student's logits, z_t
-the teacher's. In this file T is the temperature, not the sequence length.
+A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h (D,) is
+the state of the MLM head, W (V, D) are the word embeddings (tied), and b (V,) is the bias; W' is W transposed.
+z_s are the student's logits, z_t the teacher's. In this file T is the temperature, not the sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
@@ -32,8 +32,8 @@ CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
 class Vocab(NamedTuple):
-    """The tensors from which the logits of one model are computed: the states of its MLM head (N, D), the
-    token vectors (V, D) and the bias (V,).
+    """The tensors from which the logits of one model are computed: the states of its MLM head at N tokens
+    (N, D), the token vectors (V, D) and the bias (V,).
     """
 
     states: Tensor
