@@ -106,8 +106,7 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of `transformers`. `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
-    """
+    """Returns the function `run` of `transformers`."""
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder / "model", attn_implementation="sdpa",

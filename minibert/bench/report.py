@@ -225,9 +225,7 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
 
 
 def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
-    """Returns the rows of `share_rows` as a Markdown table, and the notes below it. Each share has its 95 %
-    bootstrap interval in brackets.
-    """
+    """Returns the rows of `share_rows` as a Markdown table, and the notes below it."""
     def cell(share: tuple[float, float, float] | None) -> str:
         return "not defined" if share is None else "{:.1f} %<br>({:.1f} to {:.1f})".format(
             *(100 * x for x in share))

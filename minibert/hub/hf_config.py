@@ -92,9 +92,7 @@ def _attention_input(raw: dict) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """Returns the fields `labels` and `problem_type` of a `Config`. Without id2label, the labels are LABEL_0,
-    LABEL_1 and so on.
-    """
+    """Returns the fields `labels` and `problem_type` of a `Config`."""
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
     if named is None:

@@ -99,7 +99,6 @@ DROPPED = (  # patterns for the names of tensors that no model of minibert has
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
-# `CLASSES[architecture][head]` is the name of the class in transformers.
 CLASSES = {architecture: {
     "encoder": f"{name}Model",
     "mlm": f"{name}ForMaskedLM",
