@@ -21,8 +21,9 @@ tour: .venv/tour
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-# Runs tests and measurements on one GPU, in ten minutes (docs/gpu.md). Each part has a time limit. If a part fails or
-# is stopped, make says so and runs the next part. After the signal INT, train.py writes a checkpoint.
+# Runs tests and measurements on one GPU, in ten to seventeen minutes (docs/gpu.md). Each part has a time
+# limit. If a part fails or is stopped, make says so and runs the next part. After the signal INT, train.py
+# writes a checkpoint.
 STEP := $(BIN)/python bench.py train --turns 3 --device cuda
 SIZE := $(STEP) --no-peer --batch 512 --min-length 128 --max-length 128 --steps 1 --micro-tokens
 gpu: .venv/test

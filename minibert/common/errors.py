@@ -1,4 +1,4 @@
-"""`UserError` is the exception for errors that a user can correct. `run_script` prints its message."""
+"""Errors that a user can correct, and the exit codes of the scripts."""
 
 import os
 import sys
@@ -25,14 +25,15 @@ def run_script(main) -> None:
     character that the terminal's encoding does not have is printed as a code like \\xe9.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a replaced stream may have no `reconfigure`
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of the output, for example `head`, has ended
+    except BrokenPipeError:
+        # Python flushes stdout when it exits, and the flush must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

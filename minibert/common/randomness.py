@@ -1,7 +1,7 @@
 """Computes each random number as a hash of integers: the seed, the step, the position and so on. So a resumed
-run has the same random numbers as a run that was never stopped. The order of the sequences and the masked
-tokens are the same with any number of ranks. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood
-2014).
+run has the same random numbers as a run that was never stopped. The number of ranks changes
+neither the order of the sequences nor the choice of masked tokens. The hash is the finaliser of SplitMix64
+(Steele, Lea, Flood 2014).
 """
 
 import numpy as np

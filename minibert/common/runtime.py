@@ -25,7 +25,7 @@ class Runtime:
     """The device, the precision of matrix products, the number of this rank, and the number of ranks."""
 
     device: torch.device
-    precision: str  # "fp32", "bf16" or "fp16"
+    precision: str
     rank: int = 0
     ranks: int = 1
 
@@ -36,7 +36,7 @@ class Runtime:
 
     def autocast(self):
         """Returns the context manager that sets the precision of a forward pass. In 16-bit precision, matrix
-        products are in 16 bits, and norms and losses are in fp32.
+        products are in 16 bits, and losses are in fp32.
         """
         if self.precision == "fp32":
             return contextlib.nullcontext()

@@ -71,7 +71,7 @@ def distilbert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weights: MLMWeights,
         counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the micro-batch's part of the step's mean cross-entropy at masked tokens (Devlin et al. 2018,
-    section 3.1, task 1). The teacher is not used.
+    section 3.1, task 1).
     """
     last = student.encoder(micro.batch)  # (N, D)
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)

@@ -43,8 +43,8 @@ class FastLayer(nn.Module):
         self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the layer's output (N, D) for the hidden states `x` (N, D) of N tokens, and the queries,
-        keys and values, each (N, H, E) for H heads of size E.
+        """Takes hidden states (N, D) of N tokens. Returns the layer's output (N, D) and its queries, keys and
+        values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         q, k, v = self.qkv(x).unflatten(-1, (3, c.heads, c.head_size)).unbind(1)  # (N, H, E) each
@@ -63,9 +63,9 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """Returns a copy of `model` for inference. The copy has the inputs and outputs of `model`, and shares the
-    tensors of embeddings, norms and heads with `model`. The copy cannot be trained or saved. Its attribute
-    `kernels` names the kernels.
+    """Returns a copy of `model` for inference. The copy is called like `model`, and shares the tensors of
+    embeddings, norms and heads with `model`. The copy cannot be trained or saved. Its attribute `kernels`
+    names the kernels.
 
     `mode` is the precision of the encoder's matrix products:
 

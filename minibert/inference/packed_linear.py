@@ -19,8 +19,8 @@ from minibert.common.errors import UserError
 from minibert.common.processor import features
 from minibert.model.encoder import activation
 
-# On a CPU without AVX-512, oneDNN's packed product in fp32 is faster than MKL's plain product for at most
-# FEW_TOKENS tokens. For more tokens, MKL's product is faster (docs/inference.md).
+# the largest number of tokens for which oneDNN's packed product in fp32 is faster than MKL's plain product
+# on a CPU without AVX-512 (docs/inference.md)
 FEW_TOKENS = 128
 TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0
 
@@ -45,8 +45,7 @@ class Plain(nn.Module):
 
 class Packed(Plain):
     """Computes the product and the activation with one kernel of oneDNN, in fp32 or bf16. In fp32 on
-    processors without AVX-512, the module calls `Plain` for more than FEW_TOKENS tokens. For this call, the
-    module also stores the weight without packing.
+    processors without AVX-512, the module calls `Plain` for more than FEW_TOKENS tokens.
     """
 
     name = "oneDNN on packed weights"
@@ -62,7 +61,7 @@ class Packed(Plain):
 
     @staticmethod
     def runs(dtype: torch.dtype = torch.float32) -> bool:
-        """Returns True if oneDNN can multiply weights of type `dtype`, with the results of `Plain`."""
+        """Returns True if the module runs with weights of type `dtype` and gives the results of `Plain`."""
         x, weight, bias = (t.to(dtype) for t in
                            (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
@@ -182,9 +181,7 @@ class FbgemmInt8(Int8):
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and the packed weights. The kernel rounds x + 128 to unsigned
-        integers.
-        """
+        """Returns the product of round(x) and the packed weights."""
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x.contiguous(), 1.0, 128, packed)
 
@@ -209,7 +206,7 @@ class OneDnnInt8(Int8):
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
         """Returns the product of round(x) and the packed weights."""
-        # FBGEMM also adds 128 before it rounds, so both kernels use the same integers
+        # 128 is added before x is rounded, as in FBGEMM, so that both kernels multiply the same integers
         x = x.add_(128).round_().to(torch.uint8)
         return torch.ops.onednn.qlinear_pointwise(x, 1.0, 128, *packed, None, 1.0, 0, torch.float32,
                                                   "none", [], "")

@@ -18,7 +18,7 @@ from minibert.model.config import Config
 from minibert.model.heads import Classifier, Span, encoder_of
 from minibert.model.sentences import pooling_of
 
-MICRO_TOKENS = 4096  # largest number of tokens of a batch, by default
+MICRO_TOKENS = 4096
 
 
 def where_it_is(model: nn.Module) -> Runtime:
@@ -128,7 +128,8 @@ def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_lengt
 
     Texts longer than `max_length` tokens are cut. By default, `max_length` is the limit in the files of
     sentence-transformers, but at most the model's number of positions. Raises `UserError` if the files need a
-    feature that minibert does not support.
+    feature that minibert does not support, if the model cannot read the texts, or if an element of `texts` is
+    not a text.
     """
     runtime = runtime or where_it_is(model)
     pooling = pooling_of(model)

@@ -30,8 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
     In 16 bits without dropout, torch's variable-length flash kernel computes the whole batch in one call, if
     the GPU and torch have it (`_has_varlen`). In all other cases, neighbouring sequences of equal length form
-    a group, and each group needs one call. So a batch that is sorted by length needs few calls. A CPU
-    computes 16-bit attention in fp32, except in a forward pass without gradients on a CPU with AMX.
+    a group, and each group needs one call.
     """
     if torch.compiler.is_compiling():
         # Attention is not compiled, because torch would compile it again for each new set of sequence
@@ -58,8 +57,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
 
 
 def forward_in_half_pays() -> bool:
-    """Returns True if this CPU has AMX for bf16. With AMX, attention takes 40 % of the time in bf16 that it
-    takes in fp32.
+    """Returns True if this CPU has AMX for bf16. With AMX, attention in bf16 takes 40 % of the time of
+    attention in fp32.
     """
     return "amx_bf16" in features()
 

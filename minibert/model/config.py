@@ -1,4 +1,4 @@
-"""The shapes of models. `PRESETS` has the shapes of the papers.
+"""The shapes of models.
 
 The letters for sizes in the whole project are: S sequences, N tokens of the packed batch, T tokens of one
 sequence, D hidden size, H heads, E head size (D / H in BERT), F feed-forward size, V vocabulary size, L
@@ -17,8 +17,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 @dataclass(frozen=True)
 class Config:
     """The shape and the numerical settings of a BERT or DistilBERT. DistilBERT has no token types, and no
-    dropout after the output projection of attention. Its classifier has a layer with ReLU in place of BERT's
-    pooler. Only DistilBERT has dropout before the span head.
+    dropout after the output projection of attention.
     """
 
     architecture: str = "bert"  # "bert" or "distilbert"
@@ -40,7 +39,6 @@ class Config:
     # one of PROBLEM_TYPES, or None if config.json has no problem type
     problem_type: str | None = None
 
-    # `_attention_field` names the field that has the value of `attention_size`
     _architectures = "bert", "distilbert"
     _attention_field = "hidden_size"
 
@@ -114,7 +112,7 @@ class MobileConfig(Config):
     dropout: float = 0.0  # dropout of embeddings, and of the output of each block's last linear layer
     classifier_dropout: float = 0.0
     embedding_size: int = 128
-    bottleneck_size: int = 128  # B, the width inside a block and of all attention heads together
+    bottleneck_size: int = 128  # B, the width inside a block; B = H * E
     feed_forwards: int = 4  # number of feed-forward networks in a block
     # The input of queries and keys. "shared": the output of an extra linear layer with a norm, of width B.
     # "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of width B.
@@ -143,8 +141,8 @@ class MobileConfig(Config):
 
 BERT_BASE = Config()
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
-# Sun et al. 2020. In the paper's MobileBERT (25.3M parameters), queries and keys are computed from the
-# block's input. In the published MobileBERT, queries and keys share an extra input layer.
+# Sun et al. 2020. The published MobileBERT and the paper's MobileBERT (25.3M parameters) have different
+# inputs of queries and keys.
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,
@@ -166,7 +164,6 @@ PRESETS: dict[str, Config] = {
     **{f"bert-L{layers}-H{hidden}": replace(BERT_BASE, hidden_size=hidden, layers=layers, heads=hidden // 64,
                                             intermediate_size=4 * hidden)
        for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)},
-    # the shape of the small teacher in weights/
     "minibert-teacher": replace(BERT_BASE, vocab_size=8192, hidden_size=384, layers=4, heads=12,
                                 intermediate_size=384, max_positions=256),
     "mobilebert": MOBILEBERT,

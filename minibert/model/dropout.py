@@ -7,8 +7,8 @@ from torch import Tensor
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Sets each element to 0 with probability `p` (0 <= p < 1), and divides the other elements by 1 - `p`. On
-    a CPU, only 16 random bits are drawn for each element, so `p` is first rounded to a multiple of 2^-16: 0.1
-    becomes 0.100006.
+    a CPU without torch.compile, only 16 random bits are drawn for each element. So `p` is first rounded to a
+    multiple of 2^-16: 0.1 becomes 0.100006.
     """
     if not training or p == 0:
         return x

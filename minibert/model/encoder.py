@@ -19,7 +19,7 @@ from minibert.model.dropout import dropout
 
 class Trace(NamedTuple):
     """The hidden states, queries, keys and values of an encoder, which distillation compares. `hiddens[0]` is
-    the embedding output (after LayerNorm and dropout). L is the number of layers that were computed.
+    the embedding output. L is the number of layers that were computed.
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         # Attention is the only operation that mixes tokens (Vaswani et al. 2017, section 3.2).
         context = attend(q, k, v, batch, c.attention_dropout if self.training else 0.0)
         attended = self.out(context.flatten(-2))  # (N, D)
-        if c.architecture == "bert":  # DistilBERT has no dropout after attention
+        if c.architecture == "bert":
             attended = dropout(attended, c.dropout, self.training)
         x = self.attention_norm(x + attended)
         hidden = activation(c.activation, self.up(x))  # (N, F)
@@ -82,9 +82,9 @@ class Encoder(nn.Module):
         self.pooler = nn.Linear(D, D) if pooler else None
 
     def embed(self, batch: Batch) -> Tensor:
-        """Returns the embedding output (N, D): the sum of word, position and (except in DistilBERT)
-        token-type vectors, then LayerNorm and dropout. Raises `UserError` if a sequence is longer than the
-        number of positions.
+        """Returns the embedding output (N, D): the sum of word, position and token-type vectors, then
+        LayerNorm and dropout. A model with `segments=0` has no token-type vectors. Without torch.compile,
+        raises `UserError` if a sequence is longer than the number of positions.
         """
         # `lengths` is on the CPU, so the check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:

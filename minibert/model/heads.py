@@ -1,6 +1,4 @@
-"""The models of this file are encoders with one or two heads. `forward(batch)` returns logits, or scores in a
-regression.
-"""
+"""The models of this file are encoders with one or two heads."""
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +24,8 @@ class MLMHead(nn.Module):
     bias.
 
     The token vectors are the encoder's word embeddings (tied weights, Press and Wolf 2017). MobileBERT's word
-    embeddings are narrower than D, and the weight of `extra` has the missing columns.
+    embeddings are narrower than D. The rows of `extra.weight` are the missing columns of the
+    token vectors (V, D).
     """
 
     def __init__(self, config: Config):
@@ -45,9 +44,7 @@ class MLMHead(nn.Module):
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """Returns the token vectors (V, D): the word embeddings, and in MobileBERT also the columns of
-        `extra`.
-        """
+        """Returns the token vectors (V, D) for the encoder's word embeddings `word`."""
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
@@ -111,9 +108,7 @@ class Classifier(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Takes the encoder's last hidden states (N, D). Returns the logits (S, K) of S sequences, or the
-        scores (S, 1) for regression.
-        """
+        """Returns the result of `forward` for the encoder's last hidden states (N, D)."""
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:

@@ -4,7 +4,7 @@ The hidden states h between the blocks have the width D. The states x inside a b
 
     x = Norm(W_in h)                          D -> B, the bottleneck
     x = Norm(x + attention(h or x))
-    x = Norm(x + feed-forward(x))             several times, each with its own weights
+    x = Norm(x + feed-forward(x))             `feed_forwards` times, each with its own weights
     h = Norm(h + W_out x)                     B -> D
 
 `attention_input` in config.py says from which states queries, keys and values are computed. In the paper's
@@ -66,7 +66,7 @@ class MobileLayer(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, B) for width in (qk_width, qk_width, v_width))
         self.out, self.attention_norm = nn.Linear(B, B), norm(config, B)
         self.stacked = nn.ModuleList(FeedForward(config) for _ in range(config.feed_forwards - 1))
-        self.feed_forward = FeedForward(config)  # the last feed-forward network
+        self.feed_forward = FeedForward(config)
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -90,7 +90,7 @@ class MobileLayer(nn.Module):
 
 
 class MobileEncoder(Encoder):
-    """The embeddings and the L layers of a MobileBERT."""
+    """The embeddings and the L layers of a MobileBERT or IB-BERT."""
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
         # not Encoder.__init__, whose word embeddings, norm and layers are BERT's

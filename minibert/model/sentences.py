@@ -49,9 +49,8 @@ class SentencePooling:
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """Returns the pooling of a model. The files of sentence-transformers in the model's folder describe the
-    pooling. Without these files, the model gets the default pooling. Raises `UserError` if the files name
-    something that minibert does not support.
+    """Returns `model.sentences`, or the default pooling if the model has none. Raises `UserError` if minibert
+    does not support the model's pooling.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:
