@@ -19,17 +19,16 @@ WINDOW_LINES = 1 << 14  # about this number of lines is cut into sequences at on
 
 
 class NoSequences(UserError):
-    """Raised if every sequence of a corpus is shorter than the minimum length."""
+    """Raised if no sequence of a corpus has the minimum length or more."""
 
 
 class Corpus:
     """The sequences of a prepared folder. `open_corpus` makes a `Corpus`.
 
-    `counts` says for each token id how often it occurs in the opened parts ("train", "held-out").
-    `tokens_of_parts` has the token ids of each part. `first` has the index of the first sequence of each
-    part. `starts` has, for each sequence, the index of its first token in the token ids of its part.
-    `n_tokens` is the number of tokens of all sequences, with [CLS] and [SEP]. `left_out` is a message about
-    sequences that are left out, or "".
+    `counts` says for each token id how often it occurs in the opened parts ("train", "held-out"). `first` has
+    the index of the first sequence of each part. `starts` has, for each sequence, the index of its first
+    token in the token ids of its part. `n_tokens` is the number of tokens of all sequences, with [CLS] and
+    [SEP]. `left_out` is a message about sequences that are left out, or "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -67,12 +66,12 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens.
 
     Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
-    line is a sequence of its own. A line with more than `max_length` tokens is divided. A sequence with fewer
-    than `min_length` tokens is left out. A sequence is also left out if at least half of its tokens are
-    [UNK]. DistilBERT's code has both rules. All numbers of tokens include [CLS] and [SEP].
+    line is a sequence of its own. A line with more than `max_length` tokens is divided. As in DistilBERT's
+    code, a sequence is left out if it has fewer than `min_length` tokens, or if at least half of its tokens
+    are [UNK]. All numbers of tokens include [CLS] and [SEP].
 
     Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
-    tokenizer than `tokenizer`. Raises `NoSequences` if all sequences are too short.
+    tokenizer than `tokenizer`. Raises `NoSequences` if no sequence has `min_length` tokens or more.
     """
     folder = Path(folder)
     if max_length <= SPECIALS:
@@ -84,7 +83,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
     # starts and lengths of the used sequences; np.concatenate needs at least one array
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
-    found = short = unknown = 0  # numbers of sequences: all, too short, and long enough but half [UNK]
+    found = short = unknown = 0
     checksum = 0
     for part in parts:
         if part not in description["parts"]:
@@ -146,10 +145,10 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Cuts the documents of a part into sequences, one window after another. A window has consecutive
-    documents with about `WINDOW_LINES` lines in all. For each window, yields two int64 arrays: the index of
-    each sequence's first token in the part, and the length of each sequence. `lines` has the number of tokens
-    of each line. `documents` has the number of lines of each document. `room` is the largest number of tokens
-    in a sequence, without [CLS] and [SEP].
+    documents with at most `WINDOW_LINES` lines in all, or a single longer document. For each window, yields
+    two int64 arrays: the index of each sequence's first token in the part, and the length of each sequence.
+    `lines` has the number of tokens of each line. `documents` has the number of lines of each document.
+    `room` is the largest number of tokens in a sequence, without [CLS] and [SEP].
     """
     # for each document, the number of lines in this document and all documents before it
     ends = np.cumsum(documents, dtype=np.int64)
@@ -167,7 +166,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts lines with the given lengths into pieces of at most `room` tokens. Returns the lengths of the
-    pieces. Also returns, for each line, the number of pieces in this line and all lines before it.
+    pieces and, for each line, the number of pieces in this line and all lines before it.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)

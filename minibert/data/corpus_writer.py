@@ -28,7 +28,7 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 2
 PARTS = ("train", "held-out")
-MIN_LENGTH = 12  # shorter sequences are not used for training; [CLS] and [SEP] are counted
+MIN_LENGTH = 12  # by default, shorter sequences are left out; [CLS] and [SEP] are counted
 SPECIALS = 2  # [CLS] and [SEP]
 
 
@@ -39,8 +39,6 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     `out` exists and is not an empty folder, or if a file cannot be written.
     """
     out = place_for(Path(out))
-    # The name is chosen before `try`, so that the folder is removed even if Ctrl-C is pressed directly after
-    # `mkdir`.
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
     try:
         with disk_errors(out):
@@ -70,8 +68,7 @@ class CorpusWriter:
         self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
                       for part in PARTS for suffix in self.types}
         self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
-        # for each part, the numbers of tokens, lines, documents, and documents that are too short for
-        # training
+        # "short": the number of documents with fewer than MIN_LENGTH tokens
         self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
         tokenizer.save(folder / "tokenizer")
 

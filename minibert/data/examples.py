@@ -94,9 +94,7 @@ class LabelledBatch(NamedTuple):
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Makes `Examples`. `ids` and `segments` have one list for each sequence. Raises `UserError` if there is
-    no sequence.
-    """
+    """Makes `Examples`. Raises `UserError` if there is no sequence."""
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -107,7 +105,7 @@ def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.nd
 
 def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int,
            labels: np.ndarray | None = None) -> Examples:
-    """Tokenises texts, or pairs of texts. Without `labels`, every label is -1."""
+    """Tokenises texts, or pairs of texts."""
     ids, segments = tokenizer.encode(texts, pairs, max_length)
     return make_examples(ids, segments, np.full(len(ids), -1) if labels is None else labels)
 
@@ -126,8 +124,8 @@ def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: i
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
     """Draws `batch` examples for optimiser step `step` (the first step is 0). Returns the examples of one
     rank in micro-batches. A micro-batch has at most `micro_tokens` tokens, or a single longer example.
-    `targets` are the teacher's outputs. They have one row for each example. If the teacher has a span head,
-    they have one row for each token.
+    `targets` are the teacher's outputs: for a teacher with a span head one row for each token, otherwise one
+    row for each example.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

@@ -89,13 +89,11 @@ def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
         key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
-    """Makes the packed micro-batches of one rank from the masked sequences of a step. A micro-batch has at
-    most `micro_tokens` tokens, or a single sequence with more tokens.
-    """
+    """Makes the packed micro-batches of one rank (see `groups`) from the masked sequences of a step."""
     starts, labels = np.cumsum(lengths) - lengths, np.where(selected, ids, IGNORE)
     made = []
     for group in groups(lengths, micro_tokens, rank, ranks):
-        # the function `pack` takes lists, and is slow for a million tokens
+        # the `Batch` is made without `pack`, which takes lists and is slow for a million tokens
         rows, positions, offsets = rows_of(starts[group], lengths[group])
         segments = np.zeros(len(rows), np.int64)
         packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, segments, offsets, lengths[group])))

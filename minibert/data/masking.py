@@ -32,8 +32,7 @@ class Masked(NamedTuple):
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
     """Returns for each token id the weight max(count, 1)^-exponent, where `count` is how often the id occurs
-    in the corpus. Special tokens have the weight 0. In DistilBERT's code, the exponent is the option
-    `mlm_smoothing`.
+    in the corpus. In DistilBERT's code, the exponent is the option `mlm_smoothing`.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -64,11 +63,11 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# Each of the four functions below returns one bool for each token: True if the token is selected. `draw` has
-# one uniform random number for each token.
+# Each of the four functions below returns one bool for each token: True if the token is selected. Special
+# tokens are never selected. `draw` has one uniform random number for each token.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
-    """Selects each token with probability `masking.share`, independently of the others."""
+    """Selects each token with probability `masking.share`, independently of all other tokens."""
     return ~tokenizer.special[ids] & (draw < masking.share)
 
 
@@ -89,7 +88,7 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
     # the tokens of each sequence, sorted by `draw`, with the special tokens at the end
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
-    # `rank` is the place of a token in this order; the first `budget` tokens are selected
+    # `rank` is the place of a token in the order of its sequence
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # for each sequence
     return allowed & (rank < np.repeat(budget, lengths))

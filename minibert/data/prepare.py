@@ -1,5 +1,4 @@
-"""Prepares a corpus: tokenises documents and writes their tokens. A larger corpus does not need more memory.
-"""
+"""Prepares a corpus: tokenises documents and writes their tokens."""
 
 import itertools
 import re
@@ -65,8 +64,8 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 
 def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, out: str | Path,
                  report: Callable | None, **notes) -> None:
-    """Tokenises documents and writes a prepared corpus into the new folder `out`. `documents` yields pairs
-    (part, document). `notes` are additional entries of corpus.json. For `report`, see `prepare`. Raises
+    """Tokenises `documents`, which are pairs (part, document), and writes a prepared corpus into the new
+    folder `out`. `notes` are additional entries of corpus.json. For `report`, see `prepare`. Raises
     `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0

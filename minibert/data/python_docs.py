@@ -67,8 +67,8 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a docstring, each as one line. Paragraphs with >>> and lines without letters
-    or digits are left out.
+    """Yields the paragraphs of a text, each as one line. Paragraphs with >>> and lines without letters or
+    digits are left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
@@ -92,7 +92,7 @@ def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     used only once, in "train" if it occurs in a training document.
     """
     seen, found = set(), []
-    # training modules come first, so a paragraph that is also in a held-out module becomes training text
+    # training modules come first, because a paragraph is used where it occurs first
     for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):
         new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
         seen.update(new)

@@ -35,13 +35,13 @@ NOT_TEXT = {  # files that begin with these bytes are refused; the values are pa
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
-HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText; the line must be stripped
+HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without spaces around it
 JOINER = re.compile(r" @([-,.])@ ")
 MARKER = re.compile(r" @[-,.]@ |<unk>")
 
 
 class Source(NamedTuple):
-    """A text file: its path, its name in messages, and its size on disk in bytes."""
+    """A text file: its path, its name in corpus.json, and its size on disk in bytes."""
     path: Path
     name: str
     size: int
@@ -108,7 +108,7 @@ def text_suffix(path: Path) -> str:
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
     """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
-    read so far (0 for a pipe). `wikitext` is auto, yes or no.
+    read so far (0 for a pipe).
 
     In a .jsonl file, each line is one document. In WikiText, a document ends before the next top-level
     heading. In all other files, a document ends at a blank line. A document with more than
@@ -186,8 +186,8 @@ def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str
 
 
 def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
-    """Yields the documents of a .jsonl file. The field "text" of each line is one document. Raises
-    `UserError` if a line has no such field.
+    """Yields the documents of a .jsonl file: the field "text" of each line. Raises `UserError` if a line has
+    no field "text".
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():

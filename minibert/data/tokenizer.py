@@ -1,5 +1,5 @@
-"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`. The library
-`tokenizers` divides texts into tokens. Settings for truncation or padding in a tokenizer.json have no effect.
+"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`. Settings for
+truncation or padding in a tokenizer.json have no effect.
 """
 
 import copy
@@ -22,7 +22,7 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# The largest number of texts in one call of `tokenizers`, whose results need much memory.
+# The largest number of texts in one call of `tokenizers`: the results need much memory.
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a larger or equal model_max_length means "no limit"
 MAX_ALPHABET = 1000  # the largest number of characters in a trained vocabulary
@@ -36,9 +36,9 @@ class Tokenizer:
     order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that `save` writes
     again.
 
-    `vocab_size` is the largest id plus 1. `special` and `continuation` have one bool for each id. `special`
-    is True for special tokens. `continuation` is True for tokens that start with '##'. `sha256` is a hash of
-    everything that can change the ids of a text.
+    `vocab_size` is the largest id plus 1. For each id, `special` says whether it is a special token, and
+    `continuation` whether it starts with '##'. `sha256` is a hash of everything that can change the ids of a
+    text.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -119,9 +119,7 @@ class Tokenizer:
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """Yields an `Encoding` of the library `tokenizers` for each line, without special tokens. If
-        `offsets` is true, the encodings have character offsets.
-        """
+        """Yields an `Encoding` of the library `tokenizers` for each line, without special tokens."""
         if isinstance(lines, str):
             raise UserError("texts must be a list, even if there is only one text: [text]")
         lines = list(lines)
@@ -154,10 +152,10 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the form that `transformers` reads.
 
-        `max_length` is the number of positions of the model. It is written as model_max_length, unless the
-        loaded tokenizer_config.json has a smaller model_max_length or one that means "no limit". `segments`
-        is True if the model has token types. A DistilBERT has none, and in `transformers` it raises an error
-        if the tokenizer returns token types.
+        `max_length` is the number of positions of the model. It is written as model_max_length. A smaller
+        model_max_length in the loaded tokenizer_config.json is kept, and so is a value that means "no limit".
+        `segments` is True if the model has token types. In `transformers`, a DistilBERT raises an error if
+        the tokenizer returns token types.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,9 +214,9 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Raises `UserError` if a tokenizer.json does not add BERT's special tokens to a pair of texts, or has
-    another unk_token than `tokenizer`. `description` is the content of tokenizer.json. Generic tokenizer
-    classes of `transformers` read the post-processor and the unk_token from tokenizer.json.
+    """Checks `description`, the content of a tokenizer.json. Raises `UserError` if it does not add BERT's
+    special tokens to a pair of texts, or has another unk_token than `tokenizer`. Generic tokenizer classes of
+    `transformers` read the post-processor and the unk_token from tokenizer.json.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(

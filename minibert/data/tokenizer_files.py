@@ -55,9 +55,8 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The content of a tokenizer folder. `source` is the file of the vocabulary. `added` has pairs (added
-    token, id); if the id is None, the token gets the next free id. `states` are the settings of
-    tokenizer_config.json that `Tokenizer.save` writes again. `generic` is the content of tokenizer.json if
-    the tokenizer class is generic (`_is_generic`), otherwise None.
+    token, id); if the id is None, the token gets the next free id. `generic` is the content of tokenizer.json
+    if the tokenizer class is generic (`_is_generic`), otherwise None.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -107,9 +106,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         # new id. `Tokenizer` then reports that the token is missing.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # In transformers, all blank lines of vocab.txt are one token "". The id of an added token outside the
-        # vocabulary depends on the number of tokens. So "" is removed only if the vocabulary has all added
-        # tokens.
+        # In transformers, all blank lines of vocab.txt are one token "". This token changes the ids of added
+        # tokens outside the vocabulary. So it is removed only if the vocabulary has all added tokens.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -219,9 +217,10 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # As in transformers, the special tokens in `apart` are searched in a text before it is lower-cased. All
-    # other tokens of added_tokens.json are searched after it is lower-cased. In special_tokens_map.json,
-    # transformers does not treat the tokens of the list `additional_special_tokens` as special.
+    # As in transformers, a token of added_tokens.json that is in `apart` is found in a text before the text
+    # is lower-cased. Any other token of added_tokens.json is found after the text is lower-cased. In
+    # special_tokens_map.json, transformers does not treat the tokens of the list `additional_special_tokens`
+    # as special.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}

@@ -2,9 +2,9 @@
 loss. `vocab_loss` computes the same loss with less memory.
 
 A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h (D,) is
-the state of the MLM head, W (V, D) are the word embeddings (tied), and b (V,) is the
-bias. W' is W transposed. z_s are the student's logits, z_t the teacher's. In this file T is the
-temperature, not the sequence length.
+the state of the MLM head, W (V, D) are the word embeddings (tied), and b (V,) is the bias. W' is W
+transposed. z_s are the student's logits, z_t the teacher's. In this file T is the temperature, not the
+sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)

@@ -1,3 +1,3 @@
 """The parts of a training run. A good order to read the files is step.py, optim.py, models.py, run_folder.py,
-checkpoint.py, evaluate.py. mobilebert_stages.py is for the method mobilebert only.
+checkpoint.py, evaluate.py.
 """

@@ -40,7 +40,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # a checkpoint of a later step is damaged; otherwise the run would have been resumed from it
+        # Checkpoints of later steps are removed: the run was not resumed from them, so they are damaged.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
@@ -59,9 +59,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
     """Loads the newest checkpoint that is not damaged into the model, the optimiser and the scaler.
 
-    Returns the checkpoint's metadata (the step and `extra`), or None if the folder has no checkpoint. A
-    damaged checkpoint is reported. Raises `UserError` if all checkpoints are damaged or of an earlier version
-    of minibert, or if the loaded checkpoint belongs to another model.
+    Returns the checkpoint's metadata (the step and `extra`), or None if the folder has no checkpoint. Raises
+    `UserError` if all checkpoints are damaged or of an earlier version of minibert, or if the loaded
+    checkpoint belongs to another model.
     """
     found = checkpoints(folder)
     for _, path in found:

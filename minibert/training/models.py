@@ -59,9 +59,9 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Makes a model with random weights and the sizes of the preset `name`. The model has the vocabulary of
-    the prepared `corpus`. `layers` is the number of layers (None: that of the preset). Raises `UserError` if
-    `corpus` is not a prepared folder.
+    """Makes a model with random weights, the sizes of the preset `name`, and the vocabulary of the prepared
+    `corpus`. `layers` is the number of layers (None: that of the preset). Raises `UserError` if `corpus` is
+    not a prepared folder.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "
@@ -112,10 +112,9 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     return model
 
 
-# Pre-training has only token type 0, so it trains only row 0 of the token-type table. In a student with
-# random weights, all rows are equal before the training. `keep_token_types_equal` makes all rows equal again
-# after the training. If the rows were different, fine-tuning on pairs would start with a meaningless
-# difference between first and second texts.
+# Pre-training has only token type 0, so it trains only row 0 of the token-type table. Rows that equal row 0
+# before the training are made equal to row 0 again after it. Otherwise fine-tuning on pairs would start with
+# a meaningless difference between first and second texts.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """Returns the indices of the rows of the token-type table, except row 0, that are equal to row 0."""

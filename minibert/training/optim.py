@@ -18,8 +18,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
                       factors: list[float] | None = None) -> None:
-    """Sets the learning rate of the next update to `lr`. With `factors`, the rate of each part is `lr` times
-    the part's factor.
+    """Sets the learning rate of the next update to `lr`. With `factors`, the rate of each part of the model
+    is `lr` times the part's factor.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr if factors is None else lr * factors[group["part"]]
@@ -27,10 +27,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Divides all trainable parameters into groups. Each group belongs to one part of the model;
-    `group["part"]` is the number of this part. Biases and LayerNorms have their own groups, without weight
-    decay. `part_of` maps the name of a parameter to the number of its part (None: the whole model is one
-    part).
+    """Divides all trainable parameters into groups. Each group belongs to the part of the model with the
+    number `group["part"]`. Biases and LayerNorms have their own groups, without weight decay. `part_of` maps
+    the name of a parameter to the number of its part (None: the whole model is one part).
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():

@@ -34,21 +34,17 @@ class Options(MachineOptions):
         choices=tuple(METHODS))
 
     teacher: str | None = option(
-        None, "folder or hub name of the teacher (default: the bundled teacher). --method mlm has no "
-              "teacher by default. With mlm, a given teacher is not used in the training steps; it gives the "
-              "student's initial weights and tokenizer, and is evaluated",
+        None, "folder or hub name of the teacher (default: the bundled teacher; for mlm: no teacher). With "
+              "mlm, the teacher gives the student's initial weights and tokenizer, and is not used in "
+              "training",
         metavar="FOLDER", group="model")
     student: str | None = option(
-        None, "the student: the name of a preset (`bench.py size` lists all presets), or the folder of a "
-              "model to train further. Default for tinybert, minilm and minilmv2: tinybert-4; for "
-              "mobilebert: a MobileBERT with as many layers as the teacher; for embedding: the teacher's "
-              "sizes with half of its layers; for distilbert, and for mlm with --teacher: a DistilBERT with "
-              "half of the teacher's layers. --method mlm needs --student or --teacher",
+        None, "name of a preset (`bench.py size` lists all presets), or folder of a model to train further "
+              "(default: a student with half of the teacher's layers; for mobilebert: with all of them; for "
+              "tinybert, minilm and minilmv2: tinybert-4). mlm needs --student or --teacher",
         metavar="PRESET")
     layers: int | None = option(
-        None, "number of layers of the student. Default: as many as the preset that --student names. "
-              "Default without --student: half as many as the teacher; for tinybert, minilm and minilmv2: "
-              "4; for mobilebert: as many as the teacher", metavar="LAYERS")
+        None, "number of layers of the student (default: see --student)", metavar="LAYERS")
     init: str | None = option(
         None, "initial weights of the student. teacher: embeddings, layers and head are copied from the "
               "teacher; embeddings: only embeddings and head are copied; random: nothing is copied",
@@ -58,9 +54,9 @@ class Options(MachineOptions):
               "from 0; for example 0,2,5 (default: evenly spaced layers)", metavar="NUMBERS",
         only_with=NOT_MOBILEBERT)
     token_types: str = option(
-        "fold", "what is done with the teacher's token types if the student has none and is copied from the "
-                "teacher. fold: the teacher's vector of token type 0 is added to the position vectors; drop: "
-                "the vector of token type 0 is not used, as in DistilBERT's code", choices=("fold", "drop"),
+        "fold", "how a student without token types is copied. fold: the teacher's vector of token type 0 is "
+                "added to the position vectors; drop: this vector is not used, as in DistilBERT's code",
+        choices=("fold", "drop"),
         only_with=NOT_MOBILEBERT)
     dropout: float | None = option(
         None, "dropout rate after the student's embeddings and after each attention and feed-forward block. "
@@ -77,7 +73,7 @@ class Options(MachineOptions):
         (), "text for the evaluation: files, folders or python-docs, as for --corpus (default: the held-out "
             "part of --corpus)", metavar="FILE")
     wikitext: str = option("auto", "yes: the text files are tokenised WikiText; no: they are "
-                                   "other text; auto: WikiText is recognised from the text",
+                                   "other text; auto: guessed for each file",
                            choices=("auto", "yes", "no"))
     one_line: bool = option(False, "use each line as one sequence. Without this option, consecutive lines "
                                    "are joined into sequences of at most --max-length tokens")

@@ -90,8 +90,8 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
     """Returns the number of steps in a row that were skipped, up to the current step. `before` is the number
-    up to the step before. Raises `UserError` after five skipped steps in a row. In fp16, steps are skipped
-    until the loss scale is small enough, so only steps with a loss scale of at most 1 count.
+    up to the step before. Only steps with a loss scale of at most 1 count, because in fp16, steps are skipped
+    until the loss scale is small enough. Raises `UserError` after five skipped steps in a row.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:
