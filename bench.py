@@ -6,7 +6,7 @@ document in the last line of the output.
     bench.py finetune  times the fine-tuning step of finetune.py, and the same step in `transformers`
     bench.py sentences compares the scores and the speed of sentence encoders with those of their teacher
     bench.py plan      calculates the hours of a training from its tokens per second, or from FLOP/s
-    bench.py size      counts parameters, bytes on disk and FLOPs of models; shows published figures
+    bench.py size      counts parameters, bytes in fp32 and FLOPs of models; shows published figures
     bench.py runs      runs a list of commands; skips finished runs and resumes stopped runs
     bench.py report    writes tables and a plot of finished runs into a markdown file
 """
@@ -18,7 +18,6 @@ import sys
 from minibert.common.errors import UserError, run_script
 from minibert.common.options import parse
 
-# for each command: its module, its class of options and its function
 BENCHES = {
     "train": ("minibert.bench.train", "TrainBench", "bench_train"),
     "inference": ("minibert.bench.inference", "InferenceBench", "bench_inference"),

@@ -283,7 +283,9 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
 
 
 def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
-    """Computes the teacher's outputs on the training examples, if alpha is above 0 or the method is pkd."""
+    """Returns what the student learns from. The teacher's outputs on the training examples are computed only
+    if alpha is above 0 or the method is pkd.
+    """
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
         pairs = patience_layers(load_config(run.student).layers, teacher.config.layers,
@@ -339,7 +341,6 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
 
     `loss(data)` returns a function that computes the loss of one micro-batch, and a dict with a divisor for
     each loss term. A divisor is a number of examples: the sum of the term over the step is divided by it.
-    `steps` is the number of steps of the stage.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
@@ -442,9 +443,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     stage.module.to(runtime.device).train()
     optimizer, scaler = adamw(stage.module, (0.9, 0.999), 1e-6, options.weight_decay), runtime.scaler()
     state = load_checkpoint(out / "checkpoint", stage.module, optimizer, say, scaler) or {}
-    # the steps and the seconds of training before the run was resumed
     done, seconds = state.get("step", 0), state.get("seconds", 0.0)
-    history = state.get("history", [])  # the epoch, step and scores of each finished epoch
+    history = state.get("history", [])
     if done:
         say(f"{stage.name}: resuming after step {done}")
     if runtime.is_writer:
@@ -455,8 +455,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
-    # training step may use only some student layers. So the example is drawn for step `steps`, after the last
-    # training step, in which all student layers are used.
+    # training step may use only some student layers. So the example is drawn for one more step after the last
+    # training step: this step uses all student layers.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 

@@ -111,7 +111,6 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
     corpus, unseen = corpora(options, models.tokenizer, runtime, out)
-    # the number of steps is rounded up, so the last step may read sequences of the next epoch
     steps = options.steps or max(1, math.ceil(options.epochs * len(corpus) / options.batch))
     plan = []
     if options.method == "mobilebert":
@@ -124,7 +123,6 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
         share = 0.15 if method.head == "mlm" else options.mask_share
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
-    # Some methods train more than the student, for example the projections of TinyBERT.
     module = method.module(student, teacher) if method.module else student
     module.to(runtime.device).train()
     if teacher is not None:
@@ -172,7 +170,6 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
-    # a teacher that needs prompts or lower-cased texts is refused, because train.py does not change texts
     if options.method == "embedding":
         check_sentence_teacher(teacher, tokenizer)
     student, origins = None, None
@@ -268,7 +265,6 @@ def learn(run: Run) -> None:
     draw = drawing(run)
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
     one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
-    # with MobileBERT, the loop sets `weights` and `stage` at the start of each stage
     weights, stage = run.weights, None
     if not run.plan:
         freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
@@ -305,7 +301,7 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank evaluates, because otherwise the other ranks would only wait for the first rank.
+            # every rank computes the same figures; if only the first rank did, the others would wait as long
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
@@ -330,7 +326,7 @@ def drawing(run: Run) -> Callable[..., Step]:
 
 def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
     """Returns the function that computes the loss of one micro-batch, and a dict with a divisor for each loss
-    term. The sum of a term over the step is divided by its divisor.
+    term.
     """
     # The counts are those of the whole step, so the losses of all micro-batches and ranks add up to the mean
     # of the step.
@@ -339,8 +335,8 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step. For MobileBERT, also returns a list with a factor for each part of
-    the student (see `rates`). The learning rate is multiplied by the factor.
+    """Returns the learning rate of a step. For MobileBERT, returns the peak learning rate, and the factor by
+    which it is multiplied for each part of the student (see `rates`).
     """
     options = run.options
     if not run.plan:
@@ -411,7 +407,6 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         if run.method.head == "mlm":
             models = {"teacher": run.teacher, "student, initial": initial, "student, trained": student}
             say(*filled_sentences(models, run.tokenizer, run.runtime), sep="\n")
-    # `drawn` is False without matplotlib
     drawn = plot_curves(out / "metrics.jsonl", out / "curves.png")
     say(f"\nthe model is in {out / 'model'}" + (f", its curves in {out / 'curves.png'}" if drawn else ""))
 

@@ -78,7 +78,7 @@ def training_rows(options: Options) -> tuple[Task, list[Example]]:
         rows = [rows[i] for i in some_numbers(len(rows), options.train_examples)]
     whole = [row for row in rows if all(text.strip() for text in columns_of(row))]
     if len(whole) < len(rows):
-        print(f"{len(rows) - len(whole):,} examples without a text are left out")
+        print(f"{len(rows) - len(whole):,} examples with an empty text are left out")
     return task, whole
 
 

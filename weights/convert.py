@@ -57,8 +57,7 @@ def main() -> None:
                         help="head of the saved model (default: the head of SOURCE)")
     int8 = parser.add_argument_group("with --to onnx")
     int8.add_argument("--int8", action="store_true",
-                      help="compute matrix products in int8. For each product, the weights have one scale "
-                      "for each output column, and the activations have one scale for the whole batch")
+                      help="compute matrix products in int8")
     int8.add_argument("--reduce-range", action="store_true",
                       help="store the weights in 7 bits, which x86 processors without VNNI need (default: "
                       "7 bits if this processor needs them, otherwise 8 bits)")
@@ -68,11 +67,11 @@ def main() -> None:
     int8.add_argument("--data", metavar="FOLDER",
                       help="folder with the task's official files, or its parent folder")
     int8.add_argument("--max-length", metavar="TOKENS", type=int,
-                      help="with --task: texts with more tokens are cut, as by finetune.py --max-length "
-                      "(default: depends on the task, mostly 128)")
+                      help="with --task: maximum length of an example in tokens, as in finetune.py; longer "
+                      "examples are cut (default: depends on the task, mostly 128)")
     int8.add_argument("--most-loss", metavar="POINTS", type=float, default=1.0,
-                      help="with --task: the largest loss that is allowed, in points of the task's first "
-                      "metric. If the int8 file loses more, nothing is saved (default: %(default)s)")
+                      help="with --task: how much lower the int8 file may score, in points of the task's "
+                      "first metric. If it scores even lower, nothing is saved (default: %(default)s)")
     carving = parser.add_argument_group("to make a smaller model from SOURCE")
     carving.add_argument("--layers", metavar="0,2,5", help="numbers (from 0) of the layers to keep")
     carving.add_argument("--feed-forward", metavar="UNITS", type=int,
@@ -80,8 +79,7 @@ def main() -> None:
     carving.add_argument("--positions", metavar="P", type=int,
                          help="keep only the first P position embeddings")
     carving.add_argument("--tokenizer", metavar="DIR",
-                         help="folder of another tokenizer, whose vocabulary the new model gets. Tokens that "
-                         "are in both vocabularies keep their word vectors")
+                         help="folder of another tokenizer, whose vocabulary the new model gets")
     args = parser.parse_args()
     place_for(args.target)
     if args.int8 and args.to != "onnx":
@@ -145,7 +143,8 @@ def carve(model, tokenizer, args):
         model = keep_positions(model, args.positions)
     if args.tokenizer is not None:
         if tokenizer is None:
-            raise UserError(f"{args.source} has no tokenizer, so the pieces of its rows are not known")
+            raise UserError(f"{args.source} has no tokenizer, so the tokens of its word embeddings are "
+                            "not known")
         old, tokenizer = tokenizer, load_tokenizer(args.tokenizer)
         model = change_vocabulary(model, old, tokenizer)
     return model, tokenizer

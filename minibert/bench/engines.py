@@ -30,7 +30,7 @@ from minibert.inference.fast_encoder import MODES, fast, kernels_of
 from minibert.inference.predict import outputs, where_it_is
 from minibert.model.batch import pack
 
-PADDED = 8  # the largest number of sentences in a padded batch
+PADDED = 8
 
 Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
@@ -106,8 +106,7 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of `transformers`. `how` is "fp32", "bf16", "compiled" or "bf16 compiled".
-    """
+    """Returns the function `run` of `transformers`."""
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder / "model", attn_implementation="sdpa",
@@ -213,7 +212,7 @@ def why_not(engine: str, device: torch.device) -> str | None:
     if package != "transformers" and device.type != "cpu":
         return "this engine is measured on CPUs only"
     if "bf16" in how and not native_bf16(device):
-        return "bf16 is not native here"
+        return "this device has no native bf16"
     if "compiled" in how and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return "torch.compile needs a C++ compiler on a CPU"
     return None

@@ -2,8 +2,8 @@
 models, the scores of minibert's fast modes (fp32, fp16, bf16, int8) are also measured.
 
 Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first --batch
-examples run together. Each compared program (engine) has its own process. The engines run alternately, with
-the same examples and the same weights. On a GPU, the measured time ends when the result is on the CPU.
+examples run together. The compared programs (engines) run alternately, with the same examples and the same
+weights. On a GPU, the measured time ends when the result is on the CPU.
 """
 
 import dataclasses

@@ -110,7 +110,7 @@ def _read_train(folder: Path, config: dict, summary: dict) -> TrainRun:
 def _read_tune(folder: Path, config: dict, summary: dict) -> TuneRun:
     options, results = config["options"], summary["results"]
     known = TASKS.get(options["task"])
-    # the name of a csv file has its folder, because a/train.csv and b/train.csv are two tasks
+    # the task name of a csv file includes its folder, because a/train.csv and b/train.csv are two tasks
     task = known.name if known else "/".join(Path(options["task"]).parts[-2:])
     split = next(iter(results[0]["best"]["scores"]))  # the split on which the best epoch is chosen
     each = [result["best"]["scores"][split] for result in results]

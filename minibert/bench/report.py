@@ -61,7 +61,8 @@ class ReportBench:
                                       "of the other models, divided by the teacher's scores)")
     share_tasks: tuple[str, ...] = option((), "tasks for the table of shares; models without a score "
                                               "on one of these tasks are left out (default: the tasks on "
-                                              "which all models were fine-tuned)")
+                                              "which all models were fine-tuned, with equal numbers of "
+                                              "training examples and equal maximum lengths)")
 
     def __post_init__(self):
         if self.share_tasks and self.teacher is None:
@@ -179,7 +180,7 @@ def score_table(scores: Scores) -> str:
             metric = next(iter(run.scores))
             heads[task] = f"{task}<br>{metric}"
             rows[name][task] = cell(run.values)
-            if run.baseline:  # SQuAD has no constant prediction
+            if run.baseline:
                 rows["a constant prediction"][task] = f"{run.baseline[metric]:.1f}"
     return "\n\n".join([
         markdown([{"model": name} | {heads[task]: row.get(task, NOT_RUN if name in scores else "-")
@@ -224,9 +225,7 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
 
 
 def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
-    """Returns the rows of `share_rows` as a Markdown table, and the notes below it. Each share has its 95 %
-    bootstrap interval in brackets.
-    """
+    """Returns the rows of `share_rows` as a Markdown table, and the notes below it."""
     def cell(share: tuple[float, float, float] | None) -> str:
         return "not defined" if share is None else "{:.1f} %<br>({:.1f} to {:.1f})".format(
             *(100 * x for x in share))
@@ -298,7 +297,7 @@ def bench_report(options: ReportBench) -> dict:
         tasks = options.share_tasks or common_tasks([*scores.values()])
         shares = share_rows(scores, options.teacher, tasks) if tasks else []
         parts += ["## Share kept", share_table(shares, options.teacher, tasks) if shares else
-                  f"{NOT_RUN}: there is no task on which all models were fine-tuned (see --share-tasks)."]
+                  f"{NOT_RUN}: the models have no task in common with equal settings (see --share-tasks)."]
     if train:
         curves = {student_of(run).name: curve_of(run) for run in train if curve_of(run)}
         parts += ["## Training runs", training_table(train)]

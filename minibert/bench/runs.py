@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # is this file. None means that the command is always run: data/download.py itself skips existing files.
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
-RESUMED = ("train.py", "finetune.py")  # the scripts with the option --resume
+RESUMED = ("train.py", "finetune.py")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def work(line: Line, stop: list[int]) -> int:
     """Runs one command to its end and returns its exit code. `stop` has the signals that bench.py received.
     The first signal is sent on to the command, which then stops.
     """
-    words = line.words + ["--resume"] * (line.script in RESUMED)  # --resume does nothing without a run
+    words = line.words + ["--resume"] * (line.script in RESUMED)  # a new run ignores --resume
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(line.log, "a", encoding="utf-8")
@@ -145,7 +145,7 @@ def bench_runs(options: RunsBench) -> dict:
                 begun = time.monotonic()
                 code = work(line, stop)
                 if stop:
-                    print(f"stopped; the same command will resume {line.out}", flush=True)
+                    print(f"stopped; the same command will continue with {line.out}", flush=True)
                     sys.exit(128 + stop[0])
                 if code != 0:
                     failed.append(str(line.log))

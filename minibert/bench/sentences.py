@@ -58,7 +58,7 @@ class SentencesBench:
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Returns the cosine (n,) of each row of `a` with the same row of `b`. `a` and `b` are (n, D), n vectors
-    of size D. The cosine with a zero vector is 0.
+    of size D.
     """
     return (unit(a) * unit(b)).sum(-1)
 
@@ -83,8 +83,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- data
 
 def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """Reads STS-B. Returns for each split three lists: the first texts, the second texts, and the similarity
-    scores (0 to 5). The STS benchmark has the splits dev and test. From GLUE's files, only dev is read.
+    """Reads the dev and the test set of the STS benchmark, or the dev set of GLUE's STS-B. Returns for each
+    set three lists: the first texts, the second texts, and the similarity scores (0 to 5).
     """
     task, parts = TASKS["stsb"], {}
     for part in ("dev", "test"):

@@ -29,7 +29,7 @@ from minibert.training.optim import adamw, set_learning_rate
 from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
-PEER, COMPILED = "transformers", "transformers compiled"  # names of rows in the table
+PEER, COMPILED = "transformers", "transformers compiled"
 # mobilebert does not support the default models BERT and DistilBERT
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 

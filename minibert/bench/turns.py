@@ -142,5 +142,5 @@ def compared(seconds: dict[str, list[float]], memory: dict[str, int],
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]
     print(f"minibert is {speed:.2f} times as fast as {peer} "
-          f"(turn by turn {times[0]:.2f} to {times[-1]:.2f}) with {100 * share:.0f} % of the memory")
+          f"({times[0]:.2f} to {times[-1]:.2f} in the single rounds) with {100 * share:.0f} % of the memory")
     return {"speed_ratio": speed, "memory_ratio": share}

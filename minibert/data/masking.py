@@ -32,8 +32,7 @@ class Masked(NamedTuple):
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
     """Returns for each token id the weight max(count, 1)^-exponent, where `count` is how often the id occurs
-    in the corpus. Special tokens have the weight 0. In DistilBERT's code, the exponent is the option
-    `mlm_smoothing`.
+    in the corpus. In DistilBERT's code, the exponent is the option `mlm_smoothing`.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0

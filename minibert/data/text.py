@@ -108,7 +108,7 @@ def text_suffix(path: Path) -> str:
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
     """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
-    read so far (0 for a pipe). `wikitext` is auto, yes or no.
+    read so far (0 for a pipe).
 
     In a .jsonl file, each line is one document. In WikiText, a document ends before the next top-level
     heading. In all other files, a document ends at a blank line. A document with more than

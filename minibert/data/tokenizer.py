@@ -1,5 +1,5 @@
-"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`. The library
-`tokenizers` divides texts into tokens. Settings for truncation or padding in a tokenizer.json have no effect.
+"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`. Settings for
+truncation or padding in a tokenizer.json have no effect.
 """
 
 import copy

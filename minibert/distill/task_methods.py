@@ -22,7 +22,7 @@ TASK_METHODS = {
         dict(alpha=0.5, temperature=2.0, beta=100.0, teacher_layers="skip")),
     "tinybert": TaskMethod(
         "first the teacher's embeddings, hidden states and attention, then its outputs", True, True, False,
-        dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5, project=True)),
+        dict(alpha=1.0, temperature=1.0, intermediate_lr=5e-5)),
     # `replace_rate` and `replace_until` are from the MRPC command in the README of the original code. In that
     # command, the probability of a replacement becomes 1 after 1,167 of 1,725 steps (68 %).
     "theseus": TaskMethod(

@@ -11,9 +11,9 @@ from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_D
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
-OWN = "minibert-"  # `model_type` starts with it if transformers does not support the model (`difference`)
-# In two LayerNorms of MobileBERT, transformers always uses this epsilon and ignores that of config.json: in
-# the LayerNorm of the embeddings, and in the one after each layer's last feed-forward network.
+OWN = "minibert-"  # `model_type` starts with OWN if transformers does not support the model (`difference`)
+# The epsilon of two kinds of LayerNorm in MobileBERT, for which transformers ignores the epsilon in
+# config.json: the LayerNorm of the embeddings, and the one after each layer's last feed-forward network.
 MOBILE_NORM_EPS = 1e-5
 # Larger sizes are refused. A damaged file with a larger size could make a model that fills the memory.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
@@ -92,9 +92,7 @@ def _attention_input(raw: dict) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """Returns the fields `labels` and `problem_type` of a `Config`. Without id2label, the labels are LABEL_0,
-    LABEL_1 and so on.
-    """
+    """Returns the fields `labels` and `problem_type` of a `Config`."""
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
     if named is None:
@@ -164,7 +162,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # only a user sets it; at 0, the value of the loaded config.json stays
+    if config.attention_dropout:  # set by the user (`load` sets 0), so it replaces the loaded value
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

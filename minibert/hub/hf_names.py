@@ -44,7 +44,7 @@ MODULES = {
         "encoder.layers.{}.up": "distilbert.transformer.layer.{}.ffn.lin1",
         "encoder.layers.{}.down": "distilbert.transformer.layer.{}.ffn.lin2",
         "encoder.layers.{}.output_norm": "distilbert.transformer.layer.{}.output_layer_norm",
-        "mlm": "vocab_projector",  # only for the tensor mlm.bias
+        "mlm": "vocab_projector",
         "mlm.dense": "vocab_transform",
         "mlm.norm": "vocab_layer_norm",
         "pre_classifier": "pre_classifier",
@@ -99,7 +99,6 @@ DROPPED = (  # patterns for the names of tensors that no model of minibert has
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
-# `CLASSES[architecture][head]` is the name of the class in transformers.
 CLASSES = {architecture: {
     "encoder": f"{name}Model",
     "mlm": f"{name}ForMaskedLM",
@@ -154,7 +153,6 @@ NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
-# Attention dropout is written but not read (`_parse` in hf_config.py says why).
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}
 ATTENTION_INPUT = {  # values of `attention_input` in minibert, and fields of Hugging Face's config
@@ -165,7 +163,8 @@ ATTENTION_INPUT = {  # values of `attention_input` in minibert, and fields of Hu
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# In the file of an encoder without a head, the tensor names begin with these parts, and not with "bert.".
+# In the file of an encoder without a head, the tensor names begin with these parts. In other files, the name
+# of the architecture comes first, for example "bert.embeddings."
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}

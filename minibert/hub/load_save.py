@@ -56,9 +56,9 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     ignored. With `legacy_bin`, pytorch_model.bin is read if there is no model.safetensors.
 
     The attribute `sentences` of the model says how `embed` computes a sentence vector. The attribute `beside`
-    has the contents of the folder that the model does not use. `sentences` is None and `beside` is empty if
-    `head` names another head than that of the checkpoint, or if `changes` has `labels` or `problem_type`. But
-    if `head` is "encoder", the files of sentence-transformers are always read.
+    has the contents of the folder that the model does not use. Both are set if the model has the head of the
+    checkpoint, and `changes` has neither `labels` nor `problem_type`. Otherwise, an encoder gets only what
+    the files of sentence-transformers say, and any other model gets `sentences` None and an empty `beside`.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -75,7 +75,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     wanted = head or own
     _check_head(folder, wanted, config.architecture, renamed, untied)
     relabelled = wanted == "classification" and "labels" in changes
-    # the checkpoint's classifier is not used if it is for other labels, or for a head unknown to minibert
+    # The checkpoint's classifier is not used if the caller gives new labels, or if minibert does not know the
+    # checkpoint's class (for example, a token classifier).
     if relabelled or own not in MODELS:
         renamed = {name: value for name, value in renamed.items() if not name.startswith("classifier.")}
     elif wanted == own == "classification" and any(name.startswith("fit_dense") for name in tensors):
@@ -119,7 +120,7 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
 
 
 def config_and_head(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """Returns the `Config` and the head that config.json states (None: no head)."""
+    """Returns the `Config` and the head that config.json states (None if it states none)."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
@@ -253,8 +254,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # As in transformers, the tensor names of an encoder alone have no prefix. If the file also gets an unused
-    # head, the encoder's names have the prefix of a model with a head.
+    # As in transformers, the tensor names of an encoder have no prefix. But if `beside` adds the tensors of a
+    # head, the encoder's names need the prefix, as in a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -272,8 +273,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
     # All new files are complete on the disk before an old file is replaced. The old config.json is removed
-    # first, and the new one is moved from the temporary folder `made` last. So a half-saved folder has no
-    # config.json, and `load` refuses it.
+    # first, and the new one is moved from the temporary folder `made` last.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")

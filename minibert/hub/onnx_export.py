@@ -1,5 +1,5 @@
-"""Exports models to ONNX files for ONNX Runtime. The export needs the `onnx` extra. ONNX files take padded
-batches, so `Padded` wraps a model of minibert and computes attention on padded rows.
+"""Exports models to ONNX files for ONNX Runtime. ONNX files take padded batches, so `Padded` wraps a model of
+minibert and computes attention on padded rows.
 
 In the shapes, S is the number of sequences, T the length of a padded row, H the number of heads, E the head
 size, D the hidden size, V the vocabulary size and K the number of classes.
@@ -63,7 +63,7 @@ class Padded(nn.Module):
     """A model of minibert that takes padded batches, in eval mode only. The inputs are the token ids, the
     mask (1 for tokens, 0 for padding) and the token types, each (S, T) int64. The outputs, named in
     `OUTPUTS`, are (S, K) for a classifier, and (S, T, ...) for all other models. The outputs for padding have
-    no meaning. The weights are shared with `model`.
+    no meaning.
     """
 
     def __init__(self, model: nn.Module):
@@ -227,7 +227,7 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
 
 
 def open_file(path: Path):
-    """Opens an ONNX file in ONNX Runtime on the CPU. Returns the session for `run_file`."""
+    """Opens an ONNX file in ONNX Runtime on the CPU."""
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -66,8 +66,8 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     model.
 
     A token of both vocabularies keeps its word embedding. The old tokenizer divides a new token into old
-    tokens, and the new token gets the mean of their word embeddings. The additional columns of MobileBERT's
-    MLM head are computed in the same way.
+    tokens, and the new token gets the mean of their word embeddings. MobileBERT's MLM head has additional
+    weights for each token, which are computed in the same way.
 
     In an MLM head, the bias of a token is roughly the log of the token's frequency. A new token is rarer than
     each of the old tokens into which the old tokenizer divides it, so it gets their smallest bias.

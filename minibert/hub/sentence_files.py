@@ -27,8 +27,8 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# If sentence_bert_config.json has a setting that is not in IGNORED, and the setting is not empty or false,
-# `embed` refuses the model.
+# These settings may stand in sentence_bert_config.json. `embed` refuses a model with any other setting,
+# unless its value is empty or false.
 IGNORED = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}

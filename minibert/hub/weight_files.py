@@ -30,7 +30,7 @@ def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
                             f"once: python weights/convert.py {folder} TARGET")
         return read(whole) if whole.exists() else _read_shards(index, read)
     raise UserError(f"{folder} holds no weights: there is no model.safetensors, which transformers can make "
-                    f"of other weights{what_it_holds(folder)}")
+                    f"from other formats{what_it_holds(folder)}")
 
 
 def _read_shards(index: Path, read) -> dict[str, Tensor]:

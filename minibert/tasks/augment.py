@@ -2,11 +2,11 @@
 3.2, algorithm 1).
 
 A masked language model predicts the candidates for a word: the K most probable words when this word is
-masked. In each copy of a text, each word is replaced with probability p by one of its candidates.
+masked.
 
 The code differs from the paper and from the original code:
 - Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
-  tokens, by similar words from GloVe vectors.
+  tokens, by words with similar GloVe vectors.
 - The candidates for all words of a text are computed once. Algorithm 1 computes new candidates for each copy,
   after some words of the copy are already replaced.
 - Up to 15 % of the tokens of a text are masked together. The original code masks one word at a time. In a
@@ -33,7 +33,7 @@ from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
 BLOCK = 128  # number of examples whose candidates are computed together
-MASK_SHARE = 0.15  # one query masks at most this share of its tokens, but at least one token
+MASK_SHARE = 0.15  # a `Query` masks at most this share of its tokens, but at least one token
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
 STOP_WORDS = frozenset("""
@@ -53,7 +53,7 @@ class Text(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]  # for each replaceable word, the positions [start, end) of its characters
-    candidates: list[list[str]]  # for each replaceable word, the words that may replace it
+    candidates: list[list[str]]
 
 
 class Query(NamedTuple):
@@ -133,9 +133,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,), the spelling number of each of the V tokens of the vocabulary, or -1 if the token cannot be a
-    # candidate. "film" and "Film" have the same number, so a word is not replaced by another spelling of
-    # itself.
+    # (V,), for each of the V tokens, the index of the first token with the same letters in any case, or
+    # -1 if the token cannot be a candidate. So "film" is not replaced by "Film".
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
@@ -147,7 +146,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
         rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together)
                              for i in query.masked])
-        # (M,), the number in `spelling` of each of the M masked tokens of the batch
+        # (M,), the entry of `spelling` for each of the M masked tokens of the batch
         own = spelling[[query.ids[i] for query in together for i in query.masked]]
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # (M, D), where D is the hidden size

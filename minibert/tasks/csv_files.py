@@ -14,16 +14,16 @@ from minibert.data.text import hash_share
 from minibert.tasks.official_files import Row, label_of
 from minibert.tasks.specs import Example, Task
 
-DEV_SHARE = 0.1  # about this share of the rows is the dev split if there is no dev file
+DEV_SHARE = 0.1
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
     """Returns the task and the examples of a csv file. In a .tsv file, tabs separate the columns.
 
     The header must name the column `text` and one column `label` or `score`. The columns `pair` (second
-    texts) and `id` are optional, and all other columns are ignored. If all labels are numbers and at least
-    one has a decimal point, the labels are scores, as in run_glue.py of transformers. If `task` is given, the
-    labels must be labels of `task`, and the label column may be missing.
+    texts) and `id` are optional, and all other columns are ignored. Without `task`, a column `label` of
+    numbers has scores if one of the numbers has a decimal point, as in run_glue.py of transformers. If `task`
+    is given, the labels must be labels of `task`, and the label column may be missing.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -73,9 +73,9 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
-    """Returns the task, the training examples and the dev examples of a csv file. If there is no csv file
-    `dev`, about a tenth of the rows of `path` is the dev split. A hash of the column `text` chooses the split
-    of a row, so rows with equal texts are in the same split.
+    """Returns the task, the training examples and the dev examples of a csv file. If `dev` is None, about a
+    tenth of the rows of `path` is the dev split. A hash of the column `text` chooses the split of a row, so
+    rows with equal texts are in the same split.
     """
     task, examples = read_csv(path)
     if dev is not None:

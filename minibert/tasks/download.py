@@ -50,7 +50,6 @@ def _plain(folder: str, url: str, size: int, sha256: str) -> File:
 
 SENTEVAL_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-# the website of WikiText's author
 SMERITY_URL = "https://wikitext.smerity.com/"
 HUB_URL = "https://huggingface.co/datasets/"
 

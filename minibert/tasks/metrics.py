@@ -1,6 +1,5 @@
-"""The metrics of GLUE. A metric compares a model's predictions with the labels. Predictions and labels are
-class numbers, or scores in a regression task. The value of a metric is at most 1.0, and NaN only if
-predictions or labels are NaN or infinite.
+"""The metrics of GLUE. Predictions and labels are class numbers, or scores in a regression task. The value of
+a metric is at most 1.0, and NaN only if predictions or labels are NaN or infinite.
 """
 
 import math
@@ -46,9 +45,7 @@ def pearson(predictions, labels) -> float:
 
 
 def spearman(predictions, labels) -> float:
-    """Returns Spearman's correlation: Pearson's correlation of the ranks. The result is 0.0 if all
-    predictions are equal or all labels are equal.
-    """
+    """Returns Spearman's correlation: Pearson's correlation of the ranks."""
     x, y = _arrays(predictions, labels)
     return math.nan if np.isnan(x + y).any() else pearson(_ranks(x), _ranks(y))
 

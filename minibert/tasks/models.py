@@ -110,8 +110,8 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
     classes, and (n, 1) for scores. With a span head, `logits` has the shape (N, 2), with a row for each of
     the N tokens of all examples.
 
-    `layers` are numbers of teacher layers, counted from 1. If `layers` is not empty, the entry `cls` (n,
-    number of layers, hidden size) has the [CLS] states after these layers.
+    `layers` is a list of teacher layers, counted from 1. If the list is not empty, the entry `cls` has the
+    [CLS] states after these layers. Its shape is (n, len(layers), hidden size).
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}
@@ -124,7 +124,7 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
         with runtime.autocast():
             hiddens = teacher.encoder.trace(batch).hiddens
             out = teacher.classify(hiddens[-1], batch).float().cpu().numpy()
-            # (number of sequences, number of layers, hidden size)
+            # (sequences of the batch, len(layers), hidden size)
             states = torch.stack([hiddens[i][batch.first_tokens] for i in layers], 1)
         logits = np.empty((n, out.shape[1]), np.float32) if logits is None else logits
         logits[group], cls[group] = out, states.float().cpu().numpy()

@@ -130,9 +130,8 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
-    """Reads the reviews in the folder `root`/`part`/neg, and then those in `root`/`part`/pos. Within a
-    folder, the reviews are sorted by file name. Each `<br />` becomes a space, because `<br />` would be four
-    tokens.
+    """Reads the reviews in the folder `root`/`part`/neg, and then those in `root`/`part`/pos. Each `<br />`
+    becomes a space, because `<br />` would be four tokens.
     """
     examples = []
     for label, word in enumerate(task.words):

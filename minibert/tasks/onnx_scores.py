@@ -44,8 +44,8 @@ def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data:
     `most` points.
 
     `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
-    `data` are the values of --task and --data of convert.py. Texts with more than `max_length` tokens are
-    cut. None means the task's maximum length, or the model's number of positions if this number is smaller.
+    `data` are the values of --task and --data of convert.py. If `max_length` is None, the maximum length is
+    that of the task, or the model's number of positions if this number is smaller.
     """
     known, rows = read_rows_to_judge(task, data, name)
     in_order(model, known, name)

@@ -40,8 +40,8 @@ class Options(MachineOptions):
                              "about a tenth of the rows of the file in --task)", metavar="FILE.csv")
     augmented: str | None = option(
         None, "file from data/augment.py to train on, instead of the training set. With --method tinybert "
-        "and a regression task (stsb, or a file with scores), only the intermediate stage uses this file; "
-        "the last stage uses the training set", metavar="FILE.csv")
+        "and a regression task (stsb, or a file with scores), only the intermediate stage uses this file",
+        metavar="FILE.csv")
     transfer: tuple[str, ...] = option(
         (), "files with texts without labels. The student learns the teacher's outputs on these texts, not "
         "on the training set. Each line has one text, or two texts with a tab between them",
@@ -83,8 +83,7 @@ class Options(MachineOptions):
         metavar="LAYERS", only_with=TINYBERT)
     project: bool | None = option(
         None, "a linear layer maps the student's states to the teacher's hidden size, before they are "
-        "compared with the teacher's states. Without --model, the default is --no-project",
-        only_with=TINYBERT)
+        "compared with the teacher's states (default: only with --model)", only_with=TINYBERT)
     replace_rate: float | None = option(
         None, "probability, at the first training step, that a student layer replaces its group of teacher "
         "layers", metavar="RATE", only_with=THESEUS)
@@ -101,9 +100,7 @@ class Options(MachineOptions):
     warmup: float = option(0.1, "share of the training steps for the warm-up, in which the learning rate "
                            "rises to --lr", metavar="SHARE")
     weight_decay: float = option(0.01, "weight decay of all weights except biases and LayerNorm")
-    clip: float = option(
-        1.0, "maximum norm of the gradient of all weights; a larger gradient is scaled down to this norm",
-        metavar="NORM")
+    clip: float = option(1.0, "maximum norm of the gradient of all weights", metavar="NORM")
     dropout: float | None = option(
         None, "dropout of embeddings, and of the outputs of attention and feed-forward networks (default: as "
         "in the model)")
@@ -178,7 +175,6 @@ def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     return known
 
 
-# these defaults are used only with --teacher
 METHOD_DEFAULTS = {name: method.defaults for name, method in TASK_METHODS.items()}
 # the only options that may be given with --evaluate
 JUDGING = {"evaluate", "model", "task", "data", "max_length", "stride", "micro_tokens", "precision", "device",
@@ -189,15 +185,13 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def resolve(options: Options) -> Options:
-    """Returns the options with the defaults of the method. With --teacher, these defaults replace the value
-    None of options that the user did not give.
-    """
+    """Returns the options. With --teacher, options that the user did not give have the method's defaults."""
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
-    if options.method == "tinybert" and not options.model and options.intermediate_epochs != 0:
+    if options.method == "tinybert":
         # a student of copied layers has the teacher's hidden size, so its states need no projection
-        defaults = defaults | {"project": False}
+        defaults = defaults | {"project": bool(options.model) or options.intermediate_epochs == 0}
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

@@ -33,7 +33,7 @@ class Table(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A published figure in percent. `metric` is "" if the source does not name the metric."""
+    """A published score in percent. `metric` is "" if the source does not name the metric."""
     model: str
     metric: str
     value: float
@@ -46,9 +46,8 @@ class Task:
 
     `kind` says what a model predicts: "classes" (one of `labels`), "score" (a number) or "span" (the place of
     an answer in a text). `words[k]` is the name of class `labels[k]` in official files, for example "1". The
-    first of `metrics` decides which epoch is the best. The DistilBERT paper does not state its batch size,
-    learning rate, epochs and maximum length. So the defaults are those of the GLUE example of transformers
-    (README of run_glue, commit 05ce25be).
+    first of `metrics` decides which epoch is the best. The default training settings are those of the GLUE
+    example of transformers (README of run_glue, commit 05ce25be), because the DistilBERT paper states none.
     """
     name: str
     labels: tuple[str, ...]
@@ -162,12 +161,11 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("rte", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "RTE",
          GLUE_URL + "RTE.zip", _splits(*INFERENCE, "RTE.tsv"),
          published=_paper("accuracy", 69.3, 59.9)),
-    # DistilBERT's 56.3 is the accuracy of a model that always answers "not_entailment" (40 of 71 examples).
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),
     # IMDb has no dev split, so "dev" is the test set, and the best epoch is chosen on the test set. The
-    # DistilBERT paper states no maximum length; 512 is chosen because reviews are long.
+    # maximum length is 512 because reviews are long.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,
@@ -186,14 +184,15 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# These settings of TinyBERT's task distillation are not the defaults of `Task` (Jiao et al. 2019, section
-# 4.2). The paper has no settings for IMDb. The learning rate 3e-5 in `with_tinybert_settings` is one of three
-# values that the authors tried.
+# The settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2) that differ from the defaults
+# of `Task`. The paper has no settings for IMDb.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}
 
 
 def with_tinybert_settings(task: Task) -> Task:
-    """Returns the task with the settings of TinyBERT's two stages."""
+    """Returns the task with the settings of TinyBERT's two stages. The learning rate 3e-5 is one of three
+    values that the authors tried.
+    """
     return replace(task, lr=3e-5, epochs=3, **TINYBERT.get(task.name, {}))

@@ -98,9 +98,7 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Returns F1 of the words of the two normalised texts, or 0.0 if the texts have no word in common. A word
-    that occurs twice in both texts counts as two common words.
-    """
+    """Returns F1 of the words of the two normalised texts, or 0.0 if the texts have no word in common."""
     predicted, expected = normalise(prediction).split(), normalise(answer).split()
     same = (Counter(predicted) & Counter(expected)).total()
     if same == 0:

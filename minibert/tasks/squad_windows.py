@@ -109,9 +109,9 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """Returns, for each context token, the number of the window in which the token has the highest score. In
-    a window of n context tokens, of which a stand before the token and b after it, the score is min(a, b) +
-    0.01 n. `_check_is_max_context` of run_squad.py computes the same score.
+    """Returns, for each context token, the number of the window in which the token has the highest score. The
+    score is min(left, right) + 0.01 n. The window has n context tokens: `left` of them before the token, and
+    `right` after the token. `_check_is_max_context` of run_squad.py computes the same score.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -134,8 +134,8 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
     window only (`max_context`). An answer has at most `max_answer` tokens. If several spans have the same
     text, only the best span counts.
 
-    In run_squad.py, the best tokens may be tokens of the question, which are removed later. So run_squad.py
-    may compare fewer spans than `decode`.
+    run_squad.py may compare fewer spans, because its best tokens may be tokens of the question, which it
+    removes later.
     """
     spans = []  # (score, begin, end) of each allowed span, with the positions [begin, end) of its characters
     for window, logits in found:

@@ -82,10 +82,9 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns the scores on each dev split, and the rows of the final table. The scores on a split are a
-    dict. Its entries "median", "lowest" and "highest" are taken over all seeds. Its entry "baseline" has the
-    scores of a constant answer (None for SQuAD). Its entry "teacher" has the teacher's scores (None without a
-    teacher).
+    """Returns the scores on each dev split, and the rows of the final table. For each split, the scores are
+    the "median", "lowest" and "highest" over all seeds, "baseline" (a constant answer; None for SQuAD) and
+    "teacher" (None without a teacher).
     """
     found, rows = {}, []
     for name, split in dev.items():

@@ -84,7 +84,7 @@ def test_a_stop_reaches_the_run_once_and_ends_the_list(place):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 130 and "the same command will resume a" in said
+    assert process.returncode == 130 and "the same command will continue with a" in said
     assert not (place / "a" / "summary.json").exists() and not (place / "b").exists()
 
 

@@ -154,7 +154,7 @@ def test_a_damaged_pickle(content, tmp_path):
      "holds no config.json; it holds 0_Transformer, modules.json"),
     (["snapshots/abc/config.json", "refs/main"], "holds no config.json; it holds refs, snapshots$"),
     (["config.json", "tf_model.h5"],
-     "no model.safetensors, which transformers can make of other weights; it holds config.json, tf_"),
+     "no model.safetensors, which transformers can make from other formats; it holds config.json, tf_"),
     ([], "holds no config.json; it holds no file$"),
     (["README.md", *"abcdefghijk"], "holds no config.json; it holds README.md, .* and others$"),
 ])

@@ -242,7 +242,7 @@ def test_a_csv_and_an_official_task_are_augmented(main, folder, capsys):
     assert list(firsts.values()) == train and not {row.id for row in dev} & firsts.keys()
     assert len(train) * 4 < len(rows) <= len(train) * 6
     main(["--task", "rte", "--data", str(folder), *argv[2:], "--out", str(folder / "rte.csv")])
-    assert "1 examples without a text are left out" in capsys.readouterr().out
+    assert "1 examples with an empty text are left out" in capsys.readouterr().out
     assert read_csv(folder / "rte.csv", TASKS["rte"])[1][0] == Example("0", '"film great', "book", 0)
 
 
