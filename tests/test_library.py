@@ -7,11 +7,12 @@ import torch
 
 import minibert
 from minibert.data.tokenizer import train_tokenizer
+from minibert.distill.embedding import SentenceStudent
 from minibert.distill.methods import METHODS, terms_of
 from minibert.distill.tinybert import TinyBERTStudent
 from minibert.model.batch import IGNORE, Step
 from minibert.model.config import PRESETS
-from minibert.model.heads import MaskedLM
+from minibert.model.heads import Classifier, MaskedLM
 from minibert.model.init import init_weights
 from steps import counts_of, loss_of
 
@@ -121,3 +122,23 @@ def test_unknown_methods_and_weights_of_nothing_are_refused(tokenizer):
         minibert.distillation_loss("bert", teacher, teacher, batch)
     with pytest.raises(minibert.UserError, match="every term of mlm has weight 0"):
         minibert.distillation_loss("mlm", teacher, None, batch, mlm=0.0)
+
+
+def test_models_that_do_not_fit_the_method_are_refused(tokenizer):
+    """Each case ended with a traceback or with a wrong loss in silence before the models were checked."""
+    teacher, batch = teacher_of("distilbert", tokenizer), minibert.masked_batch(tokenizer, TEXTS)
+    tuned = Classifier(teacher.config)
+    narrow = minibert.make_student(teacher, replace(teacher.config, hidden_size=8, intermediate_size=12),
+                                   init="random")
+    for method, student, other, match in (
+            ("distilbert", teacher, tuned, "a teacher with an MLM head, and this teacher is a Classifier"),
+            ("mobilebert", tuned, teacher, "a student with an MLM head, and this student is a Classifier"),
+            ("mlm", teacher.encoder, None, "a student with an MLM head, and this student is a Encoder"),
+            ("minilm", teacher, None, "minilm needs a teacher"),
+            ("distilbert", narrow, teacher, "width 8 against 16"),
+            ("embedding", narrow, teacher, "vectors have 8 numbers and the teacher's 16: train a Sentence")):
+        with pytest.raises(minibert.UserError, match=match):
+            minibert.distillation_loss(method, student, other, batch)
+    wrapped = SentenceStudent(narrow.encoder, teacher)  # what the last message says
+    assert minibert.distillation_loss("embedding", wrapped, teacher, batch)[0].isfinite()
+    assert minibert.distillation_loss("mlm", teacher, tuned, batch)[0].isfinite()  # reads no teacher

@@ -78,6 +78,7 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
         hidden  mean over the hidden size of (h_s - h_t)^2, at each token
 
     If the student is not a `SentenceStudent`, its vectors are computed with the pooling of the teacher.
+    Raises `UserError` if the vectors of student and teacher have different widths.
     """
     with torch.no_grad():
         teacher_last = encoder_of(teacher)(micro.batch)  # (N, hidden size)
@@ -85,6 +86,10 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
     last = encoder_of(student)(micro.batch)
     pooling = student.sentences if isinstance(student, SentenceStudent) else pooling_of(teacher)
     student_vectors = pooling(last, micro.batch)  # (S, D)
+    if student_vectors.shape != teacher_vectors.shape:
+        raise UserError(f"the student's vectors have {student_vectors.shape[-1]} numbers and the teacher's "
+                        f"{teacher_vectors.shape[-1]}: train a SentenceStudent(student, teacher), which maps "
+                        "the vectors to one width (minibert/distill/embedding.py)")
     sums = {"cosine": cosine_sum(student_vectors, teacher_vectors),
             "mse": hidden_sum(student_vectors, teacher_vectors)}
     if weights.hidden:

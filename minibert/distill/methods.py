@@ -87,15 +87,36 @@ def weights_of(method: str, **changed) -> object:
     return weights
 
 
+def check_models(method: str, student: nn.Module, teacher: nn.Module | None, weights) -> None:
+    """Raises `UserError` if the method needs a teacher or an MLM head that is missing, or if the method's
+    `fit` refuses the two models. The method mlm does not read its teacher, so its teacher is not checked.
+    """
+    models = {"student": student} if method == "mlm" else {"student": student, "teacher": teacher}
+    for whose, model in models.items():
+        if model is None:
+            raise UserError(f"the method {method} needs a {whose}")
+        if METHODS[method].head == "mlm" and not hasattr(model, "mlm"):
+            raise UserError(f"the method {method} needs a {whose} with an MLM head, and this {whose} is a "
+                            f"{type(model).__name__}; minibert.load(..., head=\"mlm\") loads the head of a "
+                            "pre-trained model")
+    if method != "mlm":
+        METHODS[method].fit(student.config, teacher.config, weights)
+
+
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
     """Returns the loss of a method on one batch, and the mean of each loss term (with MLM, also the
     accuracy). `changed` replaces default weights, for example `cosine=0`. Call `student.train()` and
     `teacher.eval()` before this function.
+
+    If the student is narrower or wider than the teacher, TinyBERT needs a `TinyBERTStudent` as the student,
+    and the method embedding needs a `SentenceStudent`. Raises `UserError` if the two models do not fit the
+    method.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")
     weights = weights_of(method, **changed)
+    check_models(method, student, teacher, weights)
     step = Step([batch], len(batch.labels), len(batch.masked), len(batch.batch.lengths))
     counts = METHODS[method].counts(step, weights)
     loss, sums = METHODS[method].loss(student, teacher, batch, weights, counts)

@@ -45,13 +45,13 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, counts: dict[str, int],
            scaler: torch.amp.GradScaler, runtime: Runtime, clip: float, stopping: bool = False
            ) -> tuple[dict, bool]:
-    """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model. For each loss
-    term, `counts` has the number by which the term's sum is divided, for example the number of tokens in the
-    whole step.
+    """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model. The summed
+    gradients are not divided, because each micro-batch's loss was already divided by the counts of the whole
+    step.
 
     Returns a dict with figures about the step, and True if `stopping` is true on any rank. The figures are
-    `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. All ranks skip a step if the
-    loss or the gradient is not finite.
+    `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. The mean of a term is its sum
+    divided by its number in `counts`. All ranks skip a step if the loss or the gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
