@@ -154,7 +154,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
-         GLUE_URL + "QNLIv2.zip",  # version 1 has different splits; the published figures are of version 2
+         GLUE_URL + "QNLIv2.zip",  # the published figures are of version 2; its splits differ from version 1
          _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
                  "question", "sentence"),
          published=_paper("accuracy", 91.8, 89.2)),
