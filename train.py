@@ -138,7 +138,7 @@ class Models(NamedTuple):
 
     student: nn.Module
     teacher: nn.Module | None
-    origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it is copied from
+    origins: list[int] | None  # for each student layer, the number (from 0) of the copied teacher layer
     tokenizer: Tokenizer
 
 

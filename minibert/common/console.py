@@ -55,8 +55,8 @@ class Progress:
         self.in_place = False  # whether the cursor is on the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. If enough time has passed, shows a new line with `detail` at its
-        end.
+        """Adds `amount` to the work done. If enough time has passed since the last line, prints a new line
+        that ends with `detail`.
         """
         self.done += amount
         finished = self.done >= self.total

@@ -88,8 +88,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     CPU.
     """
     if training:
-        # By default oneDNN keeps up to 1,024 compiled kernels, one for each input shape. These kernels fragment
-        # the heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16 kernels.
+        # By default oneDNN keeps up to 1,024 compiled kernels, one for each input shape. These kernels
+        # fragment the heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16 kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
     # This call fixes MKL's number of threads, even without --threads. Otherwise MKL takes fewer threads on a
@@ -124,7 +124,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        # no large block gets its own mmap, because glibc always returns a freed mmap block to the system
+        # with 0, glibc uses no mmap for large blocks; a freed mmap block would always return to the system
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
 

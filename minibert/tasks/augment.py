@@ -61,7 +61,7 @@ class Query(NamedTuple):
 
     ids: list[int]
     masked: list[int]  # the positions in `ids` that are masked
-    words: list[int]  # for each masked position, its word's index among the replaceable words of all texts
+    words: list[int]  # for each masked position, the index of its word in the replaceable words of all texts
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
@@ -86,7 +86,9 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Returns True if a token can be a candidate: two letters or more, only letters, and not a stop word."""
+    """Returns True if a token can be a candidate: it has at least two letters and no other characters, and
+    is not a stop word.
+    """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 

@@ -40,10 +40,10 @@ def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
               ) -> tuple[Task, dict[str, list]]:
-    """Returns the `Task`, and a dict from the names of its splits to their rows. The splits are train,
-    the dev splits, and with `predict` also the test splits of a GLUE task. `task` is the name of a task whose files are
-    in the folder `data`, or the path of a csv file. If `task` is a csv file, `dev` may be a second csv file
-    with the dev rows.
+    """Returns the `Task`, and a dict from the names of its splits to their rows. The splits are train, the
+    dev splits, and with `predict` also the test splits of a GLUE task. `task` is the name of a task whose
+    files are in the folder `data`, or the path of a csv file. If `task` is a csv file, `dev` may be a second
+    csv file with the dev rows.
     """
     if task in TASKS:
         known = TASKS[task]
