@@ -89,7 +89,8 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     """
     if training:
         # By default oneDNN keeps up to 1,024 compiled kernels, one for each input shape. These kernels
-        # fragment the heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16 kernels.
+        # fragment the heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16
+        # kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
     # This call fixes MKL's number of threads, even without --threads. Otherwise MKL takes fewer threads on a
