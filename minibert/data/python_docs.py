@@ -79,9 +79,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns whether a module is held out. About a tenth of all modules are held out. A hash of the last part
-    of the module's name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after them, are
-    not hashed, so `decimal` and `_pydecimal` have the same hash.
+    """Returns whether a module is held out. About a tenth of all modules are held out. A hash of the last
+    part of the module's name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after
+    them, are not hashed, so `decimal` and `_pydecimal` have the same hash.
     """
     if module.split(".")[0] == TOPICS:
         return False
