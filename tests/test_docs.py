@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import minibert
+
 ROOT = Path(__file__).parent.parent
 PAGES = ("distilbert", "tinybert", "minilm", "mobilebert", "fine-tuning", "sentence-encoders")
 
@@ -45,3 +47,9 @@ def test_the_check_can_fail():
     assert missing(quote.format(line)) == [] and missing(quote.format(line + " # drifted"))
     assert missing(quote.format("import torch\nfrom torch import Tensor"))  # both there, but not in a row
     assert missing(quote.format(line).replace("losses", "no_such"))
+
+
+def test_the_guide_lists_the_public_names():
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)[`(]", text[text.index("## The public names"):], re.MULTILINE)
+    assert sorted(rows) == sorted(minibert.__all__)
