@@ -60,8 +60,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
     """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml for OpenVINO. The settings are
-    from NNCF's documentation for Transformer models. The scales of the activations are measured on the
-    sentences `ids`.
+    from NNCF's documentation for Transformer models. The scales of the activations are measured on
+    sentences with the token ids `ids` and the token types `segments`.
     """
     import nncf
     import openvino
@@ -77,8 +77,8 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Calls `run` with padded batches of sentences of similar length. Returns the logits in the order of
-    `ids`.
+    """Calls `run` with batches of at most `PADDED` sentences. A batch has sentences of similar length, so it
+    needs little padding. Returns the logits in the order of `ids`.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
@@ -106,7 +106,9 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of `transformers`."""
+    """Returns the function `run` of `transformers`. `how` is "fp32", "bf16", "compiled" (torch.compile, in
+    fp32) or "bf16 compiled".
+    """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder / "model", attn_implementation="sdpa",

@@ -14,7 +14,7 @@ import numpy as np
 DRAWS = 10_000  # number of bootstrap samples
 
 
-# s and t have the student's and the teacher's scores, with one row for each task
+# s has the student's scores, and t the teacher's scores; each array has one row for each task
 FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
             "mean of ratios": lambda s, t: (s / t).mean(0)}
 

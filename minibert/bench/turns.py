@@ -110,7 +110,9 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns `count` divided by the median of `seconds`, and the lowest and highest `count` / seconds."""
+    """Returns `count` divided by the median of `seconds`. Also returns a list of two numbers: `count` divided
+    by the largest and by the smallest of `seconds`.
+    """
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
@@ -136,8 +138,8 @@ def ratios(peer: list[float], own: list[float]) -> list[float]:
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns how many times as fast as `peer` minibert is (median over the rounds). Also prints
-    and returns minibert's memory divided by the memory of `peer`.
+    """Prints and returns two ratios: the time of `peer` divided by the time of minibert (median over the
+    rounds), and the peak memory of minibert divided by the peak memory of `peer`.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]
