@@ -131,7 +131,7 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """Returns the tasks in `scores`, in the order of `TASKS`, then the csv files."""
+    """Returns the tasks in `scores`: first the tasks in `TASKS`, in their order there, then the csv files."""
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 

@@ -43,7 +43,7 @@ def mean_score(tasks: list[list[float]]) -> float:
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """Makes `DRAWS` bootstrap samples of each task's scores. Returns their medians, as an array (number of
-    tasks, DRAWS).
+    """Makes `DRAWS` bootstrap samples of each task's scores. Returns the medians of the samples, as an
+    array (number of tasks, DRAWS).
     """
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

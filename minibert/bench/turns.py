@@ -20,10 +20,10 @@ from minibert.common.errors import UserError
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Runs the main loop of a measured process. For each request of the parent process, calls `turn` and
-    sends the result to the parent. If the result is None, sends the seconds of the call. At the end, sends
-    the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
+    sends the result to the parent. If the result is None, sends the duration of the call in seconds. At the
+    end, sends the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
     """
-    # The parent process gets Ctrl-C and then ends this process.
+    # This process ignores Ctrl-C. The parent process also gets Ctrl-C, and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended

@@ -95,7 +95,7 @@ DROPPED = (  # patterns for the names of tensors that no model of minibert has
     r"fit_denses\.\d+\.(weight|bias)",
 )
 
-# `load` accepts a file that has one of these modules even if the model does not have the module.
+# `load` accepts tensors of these modules in a file, even if the model does not have the modules.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 

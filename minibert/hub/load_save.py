@@ -56,8 +56,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     ignored. With `legacy_bin`, pytorch_model.bin is read if there is no model.safetensors.
 
     The attribute `sentences` of the model says how `embed` computes a sentence vector. The attribute `beside`
-    keeps settings of config.json, tensors of unused heads, and files of sentence-transformers. `save` writes
-    them again. Both attributes are set if the model has the head of the checkpoint, and
+    keeps settings of config.json, tensors of unused heads, and files of sentence-transformers, and
+    `save` writes them again. Both attributes are set if the model has the head of the checkpoint, and
     `changes` has neither `labels` nor `problem_type`. Otherwise, an encoder gets `sentences`, and a `beside`
     with only the files of sentence-transformers. Any other model gets `sentences` None and an empty `beside`.
 
@@ -248,16 +248,16 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     If `transformers` does not support the model, a warning gives the reason. `model_type` in config.json then
     begins with "minibert-", and `transformers` refuses the files.
 
-    `dtype` is the precision of the stored weights (None: the model's). `card` is markdown for the model card.
+    `dtype` is the precision of the stored weights (None: as in the model). `card` is markdown for the model card.
     The model in an existing folder is replaced, and other files in the folder stay. If saving is interrupted,
     the folder has the complete old model, the complete new model, or no config.json. `load` refuses a folder
     without config.json.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # As in transformers, the tensor names in the file of an encoder do not begin with the architecture ("bert."
-    # for example). But if `beside` adds the tensors of a head, the names of the encoder's tensors begin with
-    # the architecture, as in the file of a model with a head.
+    # As in transformers, the tensor names in the file of an encoder do not begin with the architecture (for
+    # example "bert."). But if `beside` adds the tensors of a head, the names of the encoder's tensors begin
+    # with the architecture, as in the file of a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
