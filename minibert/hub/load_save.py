@@ -248,7 +248,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     If `transformers` does not support the model, a warning gives the reason. `model_type` in config.json then
     begins with "minibert-", and `transformers` refuses the files.
 
-    `dtype` is the precision of the stored weights (None: as in the model). `card` is markdown for the model card.
+    `dtype` is the precision of the stored weights (None: unchanged). `card` is markdown for the model card.
     The model in an existing folder is replaced, and other files in the folder stay. If saving is interrupted,
     the folder has the complete old model, the complete new model, or no config.json. `load` refuses a folder
     without config.json.
