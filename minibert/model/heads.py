@@ -142,8 +142,8 @@ class Span(nn.Module):
 
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """Returns the output of `linear`, the last layer of a task model, in fp32 (in fp64 if `x` is in fp64), even
-    under autocast. In 16 bits, different scores could be rounded to the same value.
+    """Returns the output of `linear`, the last layer of a task model, in fp32 (in fp64 if `x` is in fp64),
+    even under autocast. In 16 bits, different scores could be rounded to the same value.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
