@@ -227,7 +227,8 @@ def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet(""):  # the warning recommends an optimisation that changes nothing here
+    # hides a warning of ONNX Runtime, which recommends to optimise the file first
+    with quiet(""):
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
 
