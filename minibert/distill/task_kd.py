@@ -31,8 +31,8 @@ class TaskWeights:
 
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
-    """Returns the pairs (student layer, teacher layer), counted from 1, whose [CLS] states PKD compares (Sun
-    et al. 2019, section 3.3). The student's last layer is in no pair, because it learns from the teacher's
+    """Returns the pairs (student layer, teacher layer), counted from 1, whose [CLS] states PKD compares, as
+    in the authors' code. The student's last layer is in no pair, because it learns from the teacher's
     outputs. For example, a student has 6 layers and its teacher 12. With `which` = "skip", the teacher layers
     are 2, 4, 6, 8 and 10. With "last", the teacher layers are 7 to 11.
     """
@@ -80,8 +80,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     summed over the examples. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers, of
     width D, for S examples.
 
-    The mean is over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum, but
-    the published values of beta (10 to 1000) are for the mean.
+    The mean is over the P layers and D elements, as in the authors' code. According to
+    summaries, the paper has the sum, but the published values of beta (10 to 1000) are for the mean.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))
