@@ -28,7 +28,8 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# The name of this option may be left out: `bench.py size bert-base` means `bench.py size --models bert-base`.
+# For each of these commands, the name of one option may be left out: `bench.py size bert-base` means
+# `bench.py size --models bert-base`.
 PLAIN = {"sentences": "--models", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:

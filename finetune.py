@@ -1,8 +1,8 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-The training has two stages with the method tinybert, and one stage with every other method. The function
-`train` runs one stage. The options are in minibert/tasks/options.py. The losses are in task_kd.py,
-tinybert.py and theseus.py in minibert/distill/.
+The training has two stages with the method tinybert (unless --intermediate-epochs is 0), and one stage with
+every other method. The function `train` runs one stage. The options are in minibert/tasks/options.py. The
+losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
     options: Options
     out: Path
-    student: str  # the folder or hub name of the model from which every seed starts
+    student: str  # the folder or hub name of the model with which the training of every seed starts
     task: Task  # the task, with the training settings of this run
     tokenizer: Tokenizer
     runtime: Runtime
@@ -128,8 +128,9 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     else:
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
-        # If train and dev are parts of one csv file, the augmented file must have no copy of a dev row,
-        # because dev rows must be unseen. An id that occurs in train and in dev is not checked.
+        # If train and dev are parts of one csv file, the file of --augmented must have no copies of dev rows.
+        # A copy has the id of its row. An id that a train row and a dev row share is not checked, because its
+        # copies may be copies of the train row.
         own_file = options.task not in TASKS and not options.dev
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
@@ -146,8 +147,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """Returns the split for the intermediate stage, which only TinyBERT has, and the split for the last
-    stage.
+    """Returns the split for TinyBERT's intermediate stage, and the split for the last stage. The first split
+    is not used with other methods.
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
@@ -162,8 +163,8 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 
 
 def open_folder(run: Run, splits: dict[str, Split]) -> dict:
-    """Opens the folder of a new or resumed run. Returns the content of config.json, which `main` writes
-    later.
+    """Creates the folder of a new run, or checks that a resumed run has the same options, examples and
+    weights as before. Returns the content of config.json, which `main` writes later.
     """
     options = run.options
     data = {name: split.examples.fingerprint for name, split in splits.items()
@@ -243,8 +244,8 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 # ---------------------------------------------------------------- the teacher
 
 def cut_student(run: Run) -> None:
-    """Saves the student from which every seed starts: a copy of the teacher with only some of its layers. A
-    student that is already saved is kept.
+    """Saves the student with which the training of every seed starts: a copy of the teacher that has only
+    some of the teacher's layers. A student that is already saved is kept.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():
@@ -340,7 +341,8 @@ def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, st
     """Returns a function `loss(data)`, where `data` are the examples of one training step.
 
     `loss(data)` returns a function that computes the loss of one micro-batch, and a dict with a divisor for
-    each loss term. A divisor is a number of examples: the sum of the term over the step is divided by it.
+    each loss term. A divisor is a number of examples. The sum of a loss term over all examples of the step is
+    divided by this number.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
@@ -370,8 +372,8 @@ def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, ou
     to imitate the embeddings, hidden states and attention of the fine-tuned teacher. Returns the training
     time in seconds.
 
-    The student is saved in out/model, with an untrained task head. The linear layers of --project are saved
-    in out/projections.safetensors.
+    The student is saved in out/model. Its task head is not trained in this stage. The linear layers of
+    --project are saved in out/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -451,12 +453,12 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         cut_metrics(out / "metrics.jsonl", done)
-        # a kill after the checkpoint of the best epoch may have prevented the saving of the best model
+        # if the run was killed right after the checkpoint of the best epoch, the best model is not saved yet
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
     # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, a
-    # training step may use only some student layers. So the example is drawn for one more step after the last
-    # training step: this step uses all student layers.
+    # training step may use only some student layers. So the example has the step number `steps`, which no
+    # training step has. With this number, the loss uses all student layers.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 

@@ -63,7 +63,7 @@ EXAMPLES = """examples:
 
 
 class Run(NamedTuple):
-    """The parts of a run that do not change from step to step."""
+    """The settings, the models and the text of a run."""
 
     options: Options
     runtime: Runtime
@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
     # the summary compares the trained student with this copy of the untrained student
     initial = copy.deepcopy(run.module) if run.held_out else None
-    # `learn` trains only the vector of token type 0. After `learn`, this vector is copied to the token types
-    # whose vectors equal it now.
+    # The training text has only token type 0, so `learn` trains no vector of another token type. After
+    # `learn`, the vector of type 0 is copied to the types that have the same vector as type 0 before `learn`.
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
@@ -138,13 +138,14 @@ class Models(NamedTuple):
 
     student: nn.Module
     teacher: nn.Module | None
-    origins: list[int] | None  # for each student layer, the teacher layer (from 0) that it is copied from
+    origins: list[int] | None  # for each student layer, the number (from 0) of the copied teacher layer
     tokenizer: Tokenizer
 
 
 def make_models(options: Options, method: Method, weights) -> Models:
-    """Builds the models that the options name. Raises `UserError` if student and teacher cannot be compared,
-    if the student's vocabulary is too small, or if a model has too few positions.
+    """Builds the models that the options name. Raises `UserError` if the method cannot compare this student
+    with this teacher, if the tokenizer has more tokens than the student's vocabulary, or if a model has fewer
+    than --max-length positions.
     """
     torch.manual_seed(options.seed)  # for the random weights of a new head and of TinyBERT's projections
     alone = options.method == "mlm" and options.teacher is None
@@ -157,7 +158,7 @@ def make_models(options: Options, method: Method, weights) -> Models:
 
 
 def student_alone(options: Options) -> Models:
-    """Returns a student that is trained without a teacher, and its tokenizer."""
+    """Returns the student for training without a teacher, and its tokenizer."""
     if options.student in PRESETS:
         student, tokenizer = start_alone(options.student, options.layers, options.corpus[0], options.seed)
     else:
@@ -203,8 +204,9 @@ def is_prepared(sources: tuple[str, ...]) -> bool:
 
 def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer, runtime,
              held_out: float) -> Path:
-    """Returns the prepared folder of a corpus option. If the option names texts, the first rank prepares them
-    in the folder `target`.
+    """Returns the folder with the prepared text of --corpus or --eval-corpus. `sources` is the value of the
+    option. If `sources` is not a prepared folder, the first rank prepares the text in the folder `target`. A
+    resumed run uses the text that is already in `target`.
     """
     if is_prepared(sources):
         return Path(sources[0])
@@ -301,7 +303,8 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # every rank computes the same figures; if only the first rank did, the others would wait as long
+            # Every rank computes these figures. If only the first rank computed them, the other ranks would
+            # wait for the first rank, so no time would be saved.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
@@ -316,7 +319,7 @@ def learn(run: Run) -> None:
 
 
 def drawing(run: Run) -> Callable[..., Step]:
-    """Returns `make_step` with the corpus and the options of the run filled in."""
+    """Returns a function that calls `make_step` with the corpus, the tokenizer and the options of the run."""
     options, smoothing = run.options, None
     if options.masking == "smoothed":
         smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
@@ -328,15 +331,15 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
     """Returns the function that computes the loss of one micro-batch, and a dict with a divisor for each loss
     term.
     """
-    # The counts are those of the whole step, so the losses of all micro-batches and ranks add up to the mean
-    # of the step.
+    # The divisors are counts over the whole step, with the sequences of all ranks. So the losses of all
+    # micro-batches and ranks add up to the mean over the step.
     counts = run.method.counts(data, weights)
     return partial(run.method.loss, run.module, run.teacher, weights=weights, counts=counts), counts
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step. For MobileBERT, returns the peak learning rate, and the factor by
-    which it is multiplied for each part of the student (see `rates`).
+    """Returns the learning rate of a step. For MobileBERT, returns the peak learning rate, and for each
+    part of the student the factor by which the peak rate is multiplied (see `rates`).
     """
     options = run.options
     if not run.plan:
@@ -366,8 +369,8 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """Returns a model's figures on held-out text: its MLM loss, or the terms of the method's loss if the
-    method trains no MLM head.
+    """Returns a model's figures on held-out text. If the method trains an MLM head, these are the figures of
+    `evaluate_mlm`. Otherwise, they are the terms of the method's loss.
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)

@@ -127,8 +127,8 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """Returns the text with escapes for characters that are not printable, which could change the settings of
-    the terminal. A tab becomes a vertical bar.
+    """Returns the text with an escape for each character that is not printable, because such characters could
+    change the settings of the terminal. A tab becomes a vertical bar.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
@@ -137,7 +137,7 @@ def printable(text: str) -> str:
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """Returns the most likely tokens for each [MASK], with their probabilities."""
-    # some vocabularies have another name for the mask token
+    # in some vocabularies, the mask token has another name than [MASK]
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):
@@ -201,12 +201,13 @@ def parts(line: str) -> tuple[str, str | None]:
 
 
 def row(text: str, figure: str) -> str:
-    """Returns one cell of the table: an answer, cut if it is long, and its figure."""
+    """Returns one cell of the table: `text`, cut to at most `CELL` characters, and `figure`."""
     return f"{text if len(text) <= CELL else text[:CELL - 3] + '...'}  {figure}"
 
 
 def cut_remark(guest: Guest, text: str, pair: str | None) -> list[str]:
-    """Returns a list with one remark if the text is longer than the model reads, and otherwise an empty list.
+    """Returns a list with one remark if the text has more tokens than the model can read. Otherwise, returns
+    an empty list.
     """
     pieces = guest.tokenizer.pieces([text] if pair is None else [text, pair])
     tokens, room = sum(map(len, pieces)) + 1 + len(pieces), guest.model.config.max_positions

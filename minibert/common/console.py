@@ -39,8 +39,8 @@ def table(rows: list[dict], title: str = "") -> str:
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. Only the first
     rank prints the line. On a terminal the line is replaced at most twice a second, and removed at the end of
-    the work. Otherwise a new line is printed at most every ten seconds. With `stays=True` the first and the
-    last line are always printed, and the last line is not removed.
+    the work. Without a terminal, a new line is printed at most every ten seconds. With `stays=True`, a line
+    is always printed at the first call and at the end of the work, and the line at the end is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
@@ -50,12 +50,13 @@ class Progress:
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
-        self.shown = float("-inf") if stays else self.begun  # time of the last line
+        # when a line was last shown; -inf: the first call shows a line at once, without a pause before it
+        self.shown = float("-inf") if stays else self.begun
         self.in_place = False  # whether the cursor is on the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. If enough time has passed, shows a new line with `detail` at its
-        end.
+        """Adds `amount` to the work done. If enough time has passed since the last line, prints a new line
+        that ends with `detail`.
         """
         self.done += amount
         finished = self.done >= self.total

@@ -59,8 +59,8 @@ def write_json(path: Path, value) -> None:
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path of `folder` with all links resolved. The caller can rename a finished folder to this
-    path. Raises `UserError` if the path is a mount point, or if it exists and is not an empty folder.
+    """Returns the path to which a finished folder can be renamed: `folder` with all links resolved. Raises
+    `UserError` if this path is a mount point, or if it exists and is not an empty folder.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):

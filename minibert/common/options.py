@@ -37,7 +37,7 @@ class MachineOptions:
     precision: str = option(
         "auto", "precision of matrix products; auto: bf16 on hardware that multiplies bf16, fp16 on other "
                 "GPUs, and fp32 on other CPUs",
-        # not PRECISIONS from runtime.py, because runtime.py imports torch
+        # The names are not taken from PRECISIONS in runtime.py, because runtime.py imports torch.
         choices=("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1; auto: a GPU if there is one",
                          metavar="DEVICE")
@@ -52,10 +52,10 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     """Reads the command line and returns an instance of the dataclass `cls`.
 
     A `bool` field x becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes one or more values. An option
-    is required if its default is None, unless the type of the field is `T | None`. `defaults` is only for
-    the help: defaults that depend on another option. With {"method": {"tinybert": {"lr": 1e-4}}}, the help
-    for --method tinybert shows 1e-4 as the default of --lr. Raises `UserError` if a given option has no
-    effect together with the other options.
+    is required if its default is None, unless the type of the field is `T | None`. `defaults` has the
+    defaults that depend on another option. Only the help uses `defaults`. With
+    {"method": {"tinybert": {"lr": 1e-4}}}, the help for --method tinybert shows 1e-4 as the default of --lr.
+    Raises `UserError` if a given option has no effect together with the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -80,7 +80,9 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """Returns the options of `cls` that have no effect with the option values `given`, with the reasons."""
+    """Returns a dict with an entry for each option of `cls` that has no effect together with the option
+    values `given`: the reason, as a part of an error message.
+    """
     reasons = {}
     for field in dataclasses.fields(cls):
         for name, values in field.metadata["only_with"].items():

@@ -21,8 +21,8 @@ def multiplies_bf16() -> bool:
 
 
 def sums_bytes_in_32_bits() -> bool:
-    """Returns True if the CPU adds products of 8-bit numbers without overflow: a CPU that is not x86, or an
-    x86 CPU with VNNI or AMX. If torch does not report features, the result is True.
+    """Returns True if the CPU adds products of 8-bit numbers without overflow. A CPU that is not x86 does
+    this, and an x86 CPU with VNNI or AMX. If torch does not report features, the result is True.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

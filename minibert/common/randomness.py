@@ -1,7 +1,7 @@
 """Computes each random number as a hash of integers: the seed, the step, the position and so on. So a resumed
-run has the same random numbers as a run that was never stopped. The number of ranks changes
-neither the order of the sequences nor the choice of masked tokens. The hash is the finaliser of SplitMix64
-(Steele, Lea, Flood 2014).
+run has the same random numbers as a run that was never stopped. The number of ranks changes neither the order
+of the sequences nor the choice of masked tokens. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood
+2014).
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Returns uniform random floats u in (0, 1), computed from the hash `mix(*words)`. log(u) is finite, and
-    u * n is below n.
+    """Returns uniform random floats u in (0, 1), computed from the hash `mix(*words)`. log(u) is finite. For
+    a list of n elements, int(u * n) is a valid index.
     """
     # With 53 bits of the hash, the addition of 0.5 would be rounded, and the largest result would become 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
@@ -35,7 +35,7 @@ def seed_of(*words) -> int:
 
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
-    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1, which `key` chooses. The permutation
+    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation, which
     is a balanced Feistel network on the smallest even number of bits that can hold n - 1. If a result is n or
     more, the network is applied to the result again ("cycle walking", Black and Rogaway 2002).
     """

@@ -83,12 +83,14 @@ def _another_rank_may_end():
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
     """Chooses the device, the precision and the number of CPU threads, and connects the ranks of torchrun.
-    `MachineOptions` explains the values "auto". With `training`, oneDNN stores fewer kernels, and glibc keeps
-    freed memory. Raises `UserError` if the device cannot be used, or for fp16 on a CPU.
+    `MachineOptions` explains the values "auto". With `training`, oneDNN stores fewer kernels than by
+    default, and glibc keeps freed memory. Raises `UserError` if the device cannot be used, or for fp16 on a
+    CPU.
     """
     if training:
-        # By default oneDNN keeps 1,024 compiled kernels, one for each input shape. These kernels fragment the
-        # heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16 kernels.
+        # By default oneDNN keeps up to 1,024 compiled kernels, one for each input shape. These kernels
+        # fragment the heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16
+        # kernels.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
     # This call fixes MKL's number of threads, even without --threads. Otherwise MKL takes fewer threads on a
@@ -123,7 +125,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        # no large block gets its own mmap, because glibc always returns a freed mmap block to the system
+        # with 0, glibc uses no mmap for large blocks; a freed mmap block would always return to the system
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
 

@@ -65,10 +65,10 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
                 min_length: int = MIN_LENGTH) -> Corpus:
     """Opens the `parts` of a prepared folder as sequences of at most `max_length` tokens.
 
-    Consecutive lines of a document are joined into one sequence, as long as they fit. With `one_line`, each
-    line is a sequence of its own. A line with more than `max_length` tokens is divided. As in DistilBERT's
-    code, a sequence is left out if it has fewer than `min_length` tokens, or if at least half of its tokens
-    are [UNK]. All numbers of tokens include [CLS] and [SEP].
+    Consecutive lines of a document are joined into sequences of at most `max_length` tokens. With `one_line`,
+    no lines are joined. A line with more than `max_length` tokens is divided. As in DistilBERT's code, a
+    sequence is left out if it has fewer than `min_length` tokens, or if at least half of its tokens are
+    [UNK]. All numbers of tokens include [CLS] and [SEP].
 
     Raises `UserError` if a file is missing or has a wrong size, or if the corpus was prepared with another
     tokenizer than `tokenizer`. Raises `NoSequences` if no sequence has `min_length` tokens or more.
@@ -150,7 +150,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
     `lines` has the number of tokens of each line. `documents` has the number of lines of each document.
     `room` is the largest number of tokens in a sequence, without [CLS] and [SEP].
     """
-    # for each document, the number of lines in this document and all documents before it
+    # for each document, how many lines this document and all documents before it have together
     ends = np.cumsum(documents, dtype=np.int64)
     document = line = token = 0
     while document < len(ends):
@@ -166,7 +166,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts lines with the given lengths into pieces of at most `room` tokens. Returns the lengths of the
-    pieces and, for each line, the number of pieces in this line and all lines before it.
+    pieces and, for each line, how many pieces this line and all lines before it have together.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)
@@ -176,8 +176,8 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
     """Joins consecutive pieces of a document into sequences, each with as many pieces as fit into `room`
-    tokens. Returns the lengths of the sequences. `document_ends` has, for each document, the number of pieces
-    in this document and all documents before it.
+    tokens. Returns the lengths of the sequences. `document_ends` says for each document how many pieces this
+    document and all documents before it have together.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

@@ -23,8 +23,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the token ids and the lengths of the sequences `indices`, both with [CLS] and [SEP]. The ids
-    are in one array, one sequence after the other.
+    """Adds [CLS] and [SEP] to the sequences `indices`, and returns their token ids and their lengths. The ids
+    of all sequences are in one array, one sequence after the other.
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -53,9 +53,9 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     """Tokenises and masks texts, and makes the batch that `minibert.distillation_loss` takes. In the batch,
     the texts are sorted by length, the longest first.
 
-    A text with more than `max_length` tokens is cut. `share` is the share of masked tokens, and `selection`
-    says how they are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). Raises `UserError`
-    if there is no text.
+    A text with more than `max_length` tokens is cut. `share` is the share of the tokens (or words) that
+    are masked, and `selection` says how they are chosen: "bert", "bernoulli" or "whole-word"
+    (`masking.SELECTIONS`). Raises `UserError` if there is no text.
     """
     # "smoothed" needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":

@@ -2,9 +2,9 @@
 the selected tokens become [MASK], 10 % become a random token, and 10 % are not changed (Devlin et al. 2018,
 section 3.1, Task 1).
 
-The random numbers of a token depend only on the seed, the step, the number of its sequence in the step, and
-its position. So the masks do not depend on the size of the micro-batches or the number of ranks. N is the
-number of tokens of an optimiser step (all ranks).
+The random numbers of a token depend only on the seed, the step, the index of its sequence in the step, and
+the token's position in the sequence. So the masks do not depend on the size of the micro-batches or the
+number of ranks. N is the number of tokens of an optimiser step (all ranks).
 """
 
 from typing import NamedTuple
@@ -32,7 +32,8 @@ class Masked(NamedTuple):
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
     """Returns for each token id the weight max(count, 1)^-exponent, where `count` is how often the id occurs
-    in the corpus. In DistilBERT's code, the exponent is the option `mlm_smoothing`.
+    in the corpus. Special tokens have the weight 0. In DistilBERT's code, the exponent is the option
+    `mlm_smoothing`.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -75,7 +76,7 @@ def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) ->
     """Selects each word with probability `masking.share`. All tokens of a selected word are selected."""
     # A word starts at each token without ##. [CLS] has no ##, so no word reaches into the next sequence.
     starts = ~tokenizer.continuation[ids]  # (N,)
-    word = np.cumsum(starts) - 1  # (N,): for each token, the number of its word
+    word = np.cumsum(starts) - 1  # (N,): for each token, the index of its word
     return ~tokenizer.special[ids] & (draw[starts][word] < masking.share)
 
 
@@ -85,12 +86,13 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
     """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    # the tokens of each sequence, sorted by `draw`, with the special tokens at the end
+    # (N,): the indices of all tokens, one sequence after the other. Within a sequence, the tokens are sorted
+    # by `draw`, and special tokens come last.
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
-    # `rank` is the place of a token in the order of its sequence
+    # for each token, its place among the sorted tokens of its sequence
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # for each sequence
+    budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # one for each sequence
     return allowed & (rank < np.repeat(budget, lengths))
 
 

@@ -24,7 +24,7 @@ NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Yields (module name, text) for each module of the standard library that has docstrings, and at the end
+    """Yields (module name, text) for the modules of the standard library that have docstrings, and after them
     for the help topics. Raises `UserError` if the folder `library` has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
@@ -39,7 +39,7 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # some files cause warnings about escape sequences
                 tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # some files of the library are not valid Python
+        except (SyntaxError, ValueError):  # a file may be written for another version of Python
             continue
         if module.split(".")[0] == TOPICS:
             topics += topic_texts(tree)
@@ -50,7 +50,9 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def docstrings(node: ast.AST) -> Iterator[str]:
-    """Yields the docstrings of a module and of all its classes and functions, in the order of the source."""
+    """Yields the docstrings of a module, its classes and its functions, in the order of the source.
+    Definitions in an `except` or `case` clause are left out.
+    """
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         if text := ast.get_docstring(node):
             yield text
@@ -67,8 +69,8 @@ def topic_texts(tree: ast.Module) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a text, each as one line. Paragraphs with >>> and lines without letters or
-    digits are left out.
+    """Yields the paragraphs of a text, each as one line. Paragraphs in which a line starts with >>>, and
+    lines without letters or digits, are left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
@@ -77,9 +79,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns whether a module is held out (about a tenth of all modules). A hash of the last part of its
-    name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after them, are not hashed, so
-    `decimal` and `_pydecimal` have the same hash.
+    """Returns whether a module is held out. About a tenth of all modules are held out. A hash of the last
+    part of the module's name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after
+    them, are not hashed, so `decimal` and `_pydecimal` have the same hash.
     """
     if module.split(".")[0] == TOPICS:
         return False

@@ -186,8 +186,8 @@ def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str
 
 
 def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
-    """Yields the documents of a .jsonl file: the field "text" of each line. Raises `UserError` if a line has
-    no field "text".
+    """Yields the documents of a .jsonl file: one for each line, from the field "text". Blank lines and empty
+    texts are left out. Raises `UserError` if any other line has no text in the field "text".
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -223,6 +223,6 @@ def plain_wikitext(line: str) -> str:
 
 
 def hash_share(text: str) -> float:
-    """Hashes the first `HEAD_CHARACTERS` characters of a text to a number in [0, 1) (sha256)."""
+    """Returns a hash of the first `HEAD_CHARACTERS` characters of a text, as a number in [0, 1) (sha256)."""
     digest = hashlib.sha256(text[:HEAD_CHARACTERS].encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

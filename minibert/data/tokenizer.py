@@ -25,20 +25,20 @@ from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS
 # The largest number of texts in one call of `tokenizers`: the results need much memory.
 ENCODED_AT_ONCE = 1024
 NO_LIMIT = 10**29  # a larger or equal model_max_length means "no limit"
-MAX_ALPHABET = 1000  # the largest number of characters in a trained vocabulary
+MAX_ALPHABET = 1000  # the largest number of different characters in a trained vocabulary
 
 
 class Tokenizer:
     """A WordPiece tokenizer with BERT's normaliser.
 
     `added` are tokens, such as [MASK], that are found in a text before the text is divided into words. A word
-    with more than `max_word` characters becomes [UNK]. `names` are the names of the special tokens, in the
-    order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that `save` writes
-    again.
+    with more than `max_word` characters becomes [UNK]. `names` are the texts of the special tokens, such as
+    [PAD], in the order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that
+    `save` writes again.
 
-    `vocab_size` is the largest id plus 1. For each id, `special` says whether it is a special token, and
-    `continuation` whether it starts with '##'. `sha256` is a hash of everything that can change the ids of a
-    text.
+    `vocab_size` is the largest id plus 1. For each id, `special` says whether its token is special, and
+    `continuation` whether its token starts with '##'. `sha256` is a hash of everything that can change the
+    ids of a text.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -94,9 +94,9 @@ class Tokenizer:
     def encode(self, texts: list[str], pairs: list[str] | None = None,
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
         """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. Texts are cut so that each
-        sequence has at most `max_length` tokens (see `longest_first`). Returns the token ids and the
-        segments, both with one list for each sequence. The segment of a token is 0 in "[CLS] text [SEP]", and
-        1 in "pair [SEP]".
+        sequence has at most `max_length` tokens (see `longest_first`). Returns two lists of lists. The first
+        has the token ids of each sequence, the second has the segments of these tokens: 0 in
+        "[CLS] text [SEP]", and 1 in "pair [SEP]".
         """
         specials = 2 if pairs is None else 3
         if max_length < specials:
@@ -150,10 +150,10 @@ class Tokenizer:
         return made
 
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
-        """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the form that `transformers` reads.
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json, which `transformers` can read.
 
-        `max_length` is the number of positions of the model. It is written as model_max_length. A smaller
-        model_max_length in the loaded tokenizer_config.json is kept, and so is a value that means "no limit".
+        `max_length` is the number of positions of the model. It is written as model_max_length, unless the
+        loaded tokenizer_config.json has a smaller model_max_length, or one that means "no limit".
         `segments` is True if the model has token types. In `transformers`, a DistilBERT raises an error if
         the tokenizer returns token types.
         """
@@ -189,10 +189,11 @@ def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
 
 
 def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a folder or of a model on the hub, in all published forms (docs/formats.md). A
-    text gets the same ids as in `transformers` 5. If no file says whether a vocab.txt is cased, `is_cased`
-    guesses it, with a warning. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not
-    a BERT tokenizer.
+    """Loads the tokenizer of a folder or of a model on the hub. docs/formats.md lists the file formats.
+
+    A text gets the same ids as in `transformers` 5, with one exception. If no file says whether a vocab.txt
+    is cased, `is_cased` guesses, with a warning; `transformers` reads such a vocabulary as uncased. Raises
+    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -214,9 +215,9 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Checks `description`, the content of a tokenizer.json. Raises `UserError` if it does not add BERT's
-    special tokens to a pair of texts, or has another unk_token than `tokenizer`. Generic tokenizer classes of
-    `transformers` read the post-processor and the unk_token from tokenizer.json.
+    """Checks `description`, the content of a tokenizer.json. Generic tokenizer classes of `transformers` read
+    the post-processor and the unk_token from tokenizer.json. Raises `UserError` if the post-processor does
+    not add BERT's special tokens to a pair of texts, or if the unk_token is not that of `tokenizer`.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(

@@ -1,5 +1,5 @@
-"""Reads the files of a tokenizer folder in all published forms (docs/formats.md). If several files state a
-setting, minibert uses the same file as `transformers` 5.
+"""Reads the files of a tokenizer folder. docs/formats.md lists the file formats. If several files state the
+same setting, the value is taken from the same file as in `transformers` 5.
 """
 
 import warnings
@@ -15,12 +15,13 @@ from minibert.common.hub_download import what_it_holds
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # the default options of BERT's normaliser; strip_accents None means: the same as lowercase
 DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
-# the names of three options of the normaliser in tokenizer_config.json
+# the names that three of these options have in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
                     handle_chinese_chars="tokenize_chinese_chars")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# The three sets below have the names of tokenizer classes in transformers. Each name may also end in Fast.
+# The three sets below have the names of tokenizer classes in transformers. A name with Fast at the end, such
+# as BertTokenizerFast, is treated like the name without Fast.
 # - BERT_CLASSES: only the vocabulary and the added tokens of a tokenizer.json are used.
 # - FILE_CLASSES: all settings are from tokenizer.json. Without this file, vocab.txt is read.
 # - GENERIC_CLASSES: all settings are from tokenizer.json. Without this file, the class is refused.
@@ -35,14 +36,14 @@ MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", 
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
 FIVE = [f"{name[1:-1].lower()}_token" for name in SPECIAL_TOKENS]
-# special tokens, in the order in which transformers adds missing ones to a vocabulary
+# the roles of special tokens, in the order in which transformers adds missing special tokens to a vocabulary
 NAMED = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-# A vocabulary is treated as cased if more than this share of its tokens have capitals. Of the vocabularies on
-# the hub, the uncased ones have capitals in at most 0.12 % of their tokens, and the cased ones in at least
-# 1.18 %.
+# A vocabulary is treated as cased if more than this share of its tokens have capitals. Of the vocabularies
+# from the hub that were checked, the uncased ones have capitals in at most 0.12 % of their tokens, and the
+# cased ones in at least 1.18 %.
 CASED_SHARE = 0.004
 # The characters that the library `tokenizers` removes at the end of a line of vocab.txt. Python's rstrip()
-# would also remove others.
+# would also remove other characters.
 WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
                "\u2028\u2029\u202f\u205f\u3000")
 # `Tokenizer.save` does not copy these settings of a loaded tokenizer_config.json: they get new values, or
@@ -73,8 +74,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
     The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. If the folder's
     tokenizer class is generic (`_is_generic`), the options of the normaliser are read from tokenizer.json. If
-    the class is not generic, they are read from tokenizer_config.json, even if tokenizer.json states other
-    values. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    the class is not generic, the options are read from tokenizer_config.json, even if tokenizer.json states
+    other values. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT
+    tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -190,12 +192,14 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
 
 def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
-    """Returns the names of the five special tokens, all added tokens with their ids, and the additional
-    special tokens in the form of tokenizer_config.json.
+    """Returns three things: the texts of the five special tokens, for example [CLS]; all added tokens with
+    their ids (None: no file has an id); and a dict with the field "additional_special_tokens" or
+    "extra_special_tokens" of tokenizer_config.json (empty if there are no additional special tokens).
 
-    The added tokens are read from "added_tokens_decoder" of tokenizer_config.json. For a generic class, they
-    are also read from `inside`, the "added_tokens" of tokenizer.json. Without "added_tokens_decoder", they
-    are read from `inside`, special_tokens_map.json and added_tokens.json.
+    If tokenizer_config.json has the field "added_tokens_decoder", the added tokens are read from this field.
+    For a generic class, added tokens are also read from `inside`, the field "added_tokens" of tokenizer.json.
+    If there is no "added_tokens_decoder", the added tokens are read from `inside`, special_tokens_map.json
+    and added_tokens.json. All special tokens are added tokens, too.
     """
     stated, beside, old = config, {}, {}
     entries = {entry["id"]: entry for entry in inside}
@@ -224,7 +228,7 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
-    if not generic:  # BertTokenizer has a default, such as [CLS], for each token that no file states
+    if not generic:  # BertTokenizer has a default, such as [CLS], for each of the five special tokens
         named |= {role: named[role] or name for role, name in zip(FIVE, SPECIAL_TOKENS)}
     special = {_content(value): value
                for value in [*named.values(), *(() if isinstance(extra, dict) else extra)] if value}
@@ -275,7 +279,7 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Reads a vocab.txt as a dict from tokens to ids. The id of a token is its line number, counted from 0.
     White space at the end of a line is ignored, as in `transformers`. All blank lines together are the token
-    "". A token on several lines gets the id of the last line, with a warning (not for "").
+    "". A token on several lines gets the id of the last of these lines, with a warning (not for "").
     """
     vocabulary, doubled, text = {}, [], read_text(path)
     check_is_the_file(path, text[:100].encode())

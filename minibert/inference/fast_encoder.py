@@ -5,8 +5,8 @@
 
 The fast copy has a `FastLayer` in place of each layer. On a CPU, the weights of the layers are packed if
 torch has a kernel for packed weights (see packed_linear.py). Embeddings and output heads are in fp32. On
-CUDA, attention has the precision of the mode. On a CPU, attention is in fp32, or in bf16 if the mode is
-"bf16" and the CPU has AMX.
+CUDA, attention has the precision `mode` (the argument of `fast`). On a CPU, attention is in fp32, or in bf16
+if `mode` is "bf16" and the CPU has AMX.
 """
 
 import copy
@@ -43,8 +43,8 @@ class FastLayer(nn.Module):
         self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Takes hidden states (N, D) of N tokens. Returns the layer's output (N, D) and its queries, keys and
-        values, each (N, H, E) for H heads of size E.
+        """Takes the hidden states of N tokens, (N, D) for hidden size D. Returns the layer's output (N, D)
+        and the layer's queries, keys and values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         q, k, v = self.qkv(x).unflatten(-1, (3, c.heads, c.head_size)).unbind(1)  # (N, H, E) each
@@ -63,9 +63,9 @@ class FastLayer(nn.Module):
 
 @torch.no_grad()
 def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
-    """Returns a copy of `model` for inference. The copy is called like `model`, and shares the tensors of
-    embeddings, norms and heads with `model`. The copy cannot be trained or saved. Its attribute `kernels`
-    names the kernels.
+    """Returns a copy of `model` for inference. The copy takes the same arguments as `model`, and shares the
+    tensors of embeddings, norms and heads with `model`. The copy cannot be trained or saved. Its attribute
+    `kernels` is a text with the names of the kernels.
 
     `mode` is the precision of the encoder's matrix products:
 

@@ -2,8 +2,8 @@
 
 Each class is a module that maps x (N, in) to y (N, out) for N tokens. A module is made from a weight (out,
 in), a bias (out,) and the name of an activation (or None). All classes except `Plain` pack the weights once:
-the weights are stored in the order that the matrix kernel needs. Only this file calls operators of
-`torch.ops`, which torch does not document.
+the weights are stored in the order that the matrix kernel needs. torch does not document the operators of
+`torch.ops`, so only this file calls them.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0
 
 
 class Plain(nn.Module):
-    """Computes the product and the activation with torch's usual functions, in the precision of the weight.
+    """Computes the matrix product and the activation with torch's usual functions, in the weight's precision.
     """
 
     name = "torch's linear"
@@ -38,13 +38,13 @@ class Plain(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (N, in) to y (N, out)."""
+        """Maps x (N, in) to y (N, out) for N tokens."""
         y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
         return activation(self.activation, y) if self.activation else y
 
 
 class Packed(Plain):
-    """Computes the product and the activation with one kernel of oneDNN, in fp32 or bf16. In fp32 on
+    """Computes the matrix product and the activation with one kernel of oneDNN, in fp32 or bf16. In fp32 on
     processors without AVX-512, the module calls `Plain` for more than FEW_TOKENS tokens.
     """
 
@@ -71,7 +71,7 @@ class Packed(Plain):
         return torch.allclose(y, Plain(weight, bias, "gelu")(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (N, in) to y (N, out)."""
+        """Maps x (N, in) to y (N, out) for N tokens."""
         if self.weight is not None and len(x) > FEW_TOKENS:
             return super().forward(x)
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias,
@@ -97,7 +97,7 @@ class HalfWeights(nn.Module):
         return _has_fbgemm()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (N, in) to y (N, out)."""
+        """Maps x (N, in) to y (N, out) for N tokens."""
         y = torch.ops.quantized.linear_dynamic_fp16(x.contiguous(), self.packed)
         return activation(self.activation, y) if self.activation else y
 
@@ -120,15 +120,16 @@ class Int8(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """Returns round(weight / scale), packed for the kernel of the subclass, with one scale for each row.
+        """Quantises each row of `weight` to the integers round(row / scale), where `scales` has one scale for
+        each row. Returns the integers together with the scales, packed for the kernel of the subclass.
         """
         raise NotImplementedError
 
     @staticmethod
     def product(x: Tensor, packed) -> Tensor:
-        """Returns the product of round(x) and W', (N, out) in fp32. A row of W is a row of the packed
-        integers, multiplied by its scale. x is (N, in), with values from -127 to 127. The method may
-        overwrite x.
+        """Returns the product of round(x) and the transposed W, (N, out) in fp32 for N tokens. A row of W is
+        a row of the packed integers, multiplied by the row's scale. x is (N, in), with values from -127 to
+        127. The method may overwrite x.
         """
         raise NotImplementedError
 
@@ -156,7 +157,7 @@ class Int8(nn.Module):
         return 127 if torch.equal(cls.product(x, cls.pack(weight, torch.ones(8))), expected) else 63
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (N, in) to y (N, out)."""
+        """Maps x (N, in) to y (N, out) for N tokens."""
         s = x.abs().amax(-1, keepdim=True).clamp(min=TINY * 127) / 127  # (N, 1)
         y = torch.addcmul(self.bias, self.product(x / s, self.packed), s)
         return activation(self.activation, y) if self.activation else y
@@ -215,8 +216,8 @@ class OneDnnInt8(Int8):
 @cache
 def best_int8() -> type[Int8] | None:
     """Returns the int8 kernel for this processor, or None if no int8 kernel runs. Without AMX, FBGEMM is used
-    if it runs, because oneDNN is not faster (docs/inference.md). With AMX, both kernels are measured once,
-    and the faster kernel is used.
+    if it runs, because oneDNN is not faster (docs/inference.md). With AMX, if FBGEMM and oneDNN
+    run, both are measured once, and the faster kernel is used.
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

@@ -33,7 +33,7 @@ from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
 BLOCK = 128  # number of examples whose candidates are computed together
-MASK_SHARE = 0.15  # a `Query` masks at most this share of its tokens, but at least one token
+MASK_SHARE = 0.15  # the largest share of masked tokens in a `Query`; one token is always masked
 
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
 STOP_WORDS = frozenset("""
@@ -61,12 +61,12 @@ class Query(NamedTuple):
 
     ids: list[int]
     masked: list[int]  # the positions in `ids` that are masked
-    words: list[int]  # for each masked position, its word's index among the replaceable words of all texts
+    words: list[int]  # for each masked position, the index of its word in the replaceable words of all texts
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """Finds the replaceable words of each text, and at most `k` candidates for each word.
+    """Returns a `Text` for each text, with its replaceable words and at most `k` candidates for each word.
 
     `model` is a frozen model with an MLM head. The model reads two copies of a text in one sequence: a copy
     with masked words, and the unchanged text. So a text is divided into parts if it fills more than about
@@ -86,7 +86,9 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Returns True if a token can be a candidate: two letters or more, only letters, and not a stop word."""
+    """Returns True if a token can be a candidate: it has at least two letters and no other characters, and
+    is not a stop word.
+    """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
@@ -133,8 +135,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,), for each of the V tokens, the index of the first token with the same letters in any case, or
-    # -1 if the token cannot be a candidate. So "film" is not replaced by "Film".
+    # (V,), for each of the V tokens, the index of the first token that differs at most in capital letters,
+    # or -1 if the token cannot be a candidate. So "film" is not replaced by "Film".
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
@@ -161,8 +163,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
-    """Makes `n` copies of a text. In each copy, each word that has candidates is replaced with probability
-    `p` by one of them. The same `key` gives the same random numbers.
+    """Returns `n` copies of a text. In each copy, each word with candidates is replaced by one of its
+    candidates with probability `p`. The same `key` gives the same random numbers.
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)

@@ -21,9 +21,10 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     """Returns the task and the examples of a csv file. In a .tsv file, tabs separate the columns.
 
     The header must name the column `text` and one column `label` or `score`. The columns `pair` (second
-    texts) and `id` are optional, and all other columns are ignored. Without `task`, a column `label` of
-    numbers has scores if one of the numbers has a decimal point, as in run_glue.py of transformers. If `task`
-    is given, the labels must be labels of `task`, and the label column may be missing.
+    texts) and `id` are optional, and all other columns are ignored. Without `task`, the numbers in a column
+    `label` are scores if all labels are numbers and one of them has a decimal point, as in run_glue.py of
+    transformers. If `task` is given, each label must be a label or a score of `task`, and the label column
+    may be missing.
     """
     path = Path(path)
     names, rows = _csv_rows(path)

@@ -23,7 +23,7 @@ from minibert.tasks.specs import GLUE_URL, TASKS
 
 class File(NamedTuple):
     """One file: its path in the output folder, its size in bytes, its sha256, and its addresses in the order
-    in which they are tried. If the file is an archive, `folder` is the folder in it that is unpacked.
+    in which they are tried. If the file is an archive, `folder` is the folder to unpack from the archive.
     """
     path: str
     size: int

@@ -92,9 +92,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns, for each class of the task, its index in the model, or None if model and task have different
-    classes. The model's names of the classes (`labels`) may be spelled in another way than the task's names
-    (see `class_of`).
+    """Returns, for each class of the task, the index of the class in `labels`. `labels` are the model's names
+    of its classes. They may be spelled in another way than the task's names (see `class_of`). Returns None if
+    model and task have different classes.
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):

@@ -17,7 +17,7 @@ Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a di
 # ---- official files ----------------------------------------------------------------------------------------
 
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
-    """Reads the rows of a split of the task, in the order of the file. `folder` is the task's folder or its
+    """Returns the rows of a split of the task, in the order of the file. `folder` is the task's folder or the
     parent folder. The id of a GLUE row is the value of its column `index` or `id`. Without such a column, the
     id is the row number, counted from 0. Raises `UserError` if the file is missing or a row is malformed.
     """
@@ -74,15 +74,16 @@ def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Exa
 
 
 def label_key(name: str) -> str:
-    """Makes different spellings of a label equal: letters become lower case, and spaces and hyphens become
-    `_`. LABEL_3, a usual class name on the hub, becomes 3.
+    """Returns a label in lower case, with `_` for spaces and hyphens. So different spellings of the label
+    become equal. LABEL_3, a usual class name on the hub, becomes 3.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
 
 def class_of(name: str, task: Task) -> int | None:
     """Returns the number of the class that a file or a model calls `name`. If no class has exactly this name,
-    the names are compared after `label_key`. Returns None if no class or several classes match.
+    `name` and the classes are compared in the spelling of `label_key`. Returns None if no class or several
+    classes match.
     """
     for names in (task.words, task.labels):
         if name in names:
@@ -135,7 +136,7 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """
     examples = []
     for label, word in enumerate(task.words):
-        # macOS writes files with names like "._0_9.txt", which are no reviews
+        # macOS writes extra files, for example "._0_9.txt". They are no reviews.
         files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
             raise _not_there(root / part / word / "*.txt", task)

@@ -185,7 +185,9 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def resolve(options: Options) -> Options:
-    """Returns the options. With --teacher, options that the user did not give have the method's defaults."""
+    """Returns the options with the defaults that depend on other options: with --teacher those of the method,
+    `alpha` with --transfer, and `project` with TinyBERT.
+    """
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
@@ -208,10 +210,10 @@ def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
 
 
 def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERTWeights:
-    """Returns the weights of TinyBERT's intermediate stage, and the teacher layers that the student imitates.
-    `copied` is the result of `cut_layers`. Without --imitate, a copied student layer imitates the teacher
-    layer that it is a copy of. The student has lower scores if its layers imitate evenly spaced teacher
-    layers, as in the paper (docs/results/compressed.md).
+    """Returns the weights of the loss terms of TinyBERT's intermediate stage, and the teacher layers that the
+    student imitates. `copied` is the result of `cut_layers`. Without --imitate, a copied student layer
+    imitates the teacher layer that it is a copy of. In the paper, the student imitates evenly spaced teacher
+    layers. For copied layers, this gave lower scores than the default here (docs/results/compressed.md).
     """
     layers = [number + 1 for number in copied] if copied else None
     if options.imitate:

@@ -19,7 +19,7 @@ class Example(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The file of one split. `header` has the official names of its columns, separated by tabs. `text`,
+    """The file of one split. `header` has the official names of the columns, separated by tabs. `text`,
     `pair` and `label` are the names of the columns with the first text, the second text and the label. For
     IMDb, `file` is a folder with one file for each review.
     """
@@ -154,7 +154,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
-         GLUE_URL + "QNLIv2.zip",  # version 1 has different splits; the published figures are of version 2
+         # the published figures are of version 2, which has other splits than version 1
+         GLUE_URL + "QNLIv2.zip",
          _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
                  "question", "sentence"),
          published=_paper("accuracy", 91.8, 89.2)),

@@ -40,9 +40,10 @@ def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
               ) -> tuple[Task, dict[str, list]]:
-    """Returns the task and the rows of its train and dev splits, and of its test splits if `predict` is true.
-    `task` is the name of a task whose files are in the folder `data`, or the path of a csv file. If `task` is
-    a csv file, `dev` may be a second csv file with the dev rows.
+    """Returns the `Task`, and a dict from the names of its splits to their rows. The splits are train, the
+    dev splits, and with `predict` also the test splits of a GLUE task. `task` is the name of a task whose
+    files are in the folder `data`, or the path of a csv file. If `task` is a csv file, `dev` may be a second
+    csv file with the dev rows.
     """
     if task in TASKS:
         known = TASKS[task]
@@ -171,8 +172,8 @@ def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """Turns a model's outputs into answers: a class number or a score for each example, and for SQuAD the
-    dict of `candidates_of`.
+    """Returns a model's answers, computed from its outputs `logits`: a class number or a score for each
+    example. For SQuAD, returns the dict of `candidates_of`.
     """
     if task.kind == "span":
         return candidates_of(split, logits)
@@ -205,8 +206,8 @@ def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Cand
 
 
 def write_errors(path: Path, task: Task, split: Split, answers) -> None:
-    """Writes a table of the examples with wrong answers. For a regression task, the table has the tenth of
-    all examples with the largest errors.
+    """Writes a table of the examples with wrong answers. For a regression task, the table has the 10 % of the
+    examples with the largest errors.
     """
     if task.kind == "span":
         best = {id: candidates[0].text for id, candidates in answers.items()}

@@ -108,9 +108,9 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def evaluate(questions: Sequence[Question], predictions: dict[str, str]) -> dict[str, float]:
-    """Returns `exact_match` and `f1`, the means over all questions in percent. `predictions` is a dict from
-    question ids to predicted texts. A prediction is compared with every gold answer of its question, and the
-    best score counts. A question without a prediction has the score 0.
+    """Returns the means of `exact_match` and `f1` over all questions, in percent. `predictions` is a dict
+    from question ids to predicted texts. A prediction is compared with every gold answer of its question, and
+    the best score counts. A question without a prediction has the score 0.
     """
     totals = {"exact_match": 0.0, "f1": 0.0}
     for question in questions:

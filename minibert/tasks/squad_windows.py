@@ -26,7 +26,8 @@ class Window(NamedTuple):
     ids: list[int]
     first: int  # the position of the first context token
     chars: np.ndarray  # (M, 2) int32, the positions [begin, end) of each token's characters in the context
-    max_context: np.ndarray  # (M,) bool, True if an answer may start at this token in this window (`_owners`)
+    # (M,) bool, True for each context token at which an answer from this window may start (see `_owners`)
+    max_context: np.ndarray
     start: int
     end: int
 
@@ -89,7 +90,9 @@ def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
 
 
 def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
-    """Returns the first and the last token that contain characters of an answer, or None if no token does."""
+    """Returns the indices of the first and the last token with characters of an answer, or None if no token
+    has characters of the answer.
+    """
     # an answer may start inside a token, so `first` is the first token that ends after the answer's start
     first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
     last = int(np.searchsorted(chars[:, 0], answer.start + len(answer.text), side="left")) - 1
@@ -125,8 +128,8 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
 
 def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_best: int = 20,
            max_answer: int = 30) -> list[Candidate]:
-    """Returns the `n_best` best answers of a question, the best first. If no span is allowed, the only answer
-    is the empty text.
+    """Returns at most `n_best` answers to a question, the best answer first. If no span is allowed, the only
+    answer is the empty text.
 
     `found` has a pair (window, logits) for each window of the question. `logits` (T, 2) has a start logit and
     an end logit for each of the T tokens of the window. In each window, the `n_best` best start tokens of the
@@ -134,8 +137,8 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
     window only (`max_context`). An answer has at most `max_answer` tokens. If several spans have the same
     text, only the best span counts.
 
-    run_squad.py may compare fewer spans, because its best tokens may be tokens of the question, which it
-    removes later.
+    run_squad.py may compare fewer spans: it chooses the best tokens among all tokens of the window, and then
+    removes the tokens of the question.
     """
     spans = []  # (score, begin, end) of each allowed span, with the positions [begin, end) of its characters
     for window, logits in found:
@@ -146,7 +149,7 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # a model that diverged has logits that are not finite, so no span is allowed
+        # a diverged model can give spans whose score is NaN or infinite; these spans are not allowed
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
     best: dict[str, float] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from minibert.tasks.specs import Task
 from minibert.tasks.splits import Split, baseline
 
-OUTPUTS = "dev-outputs.safetensors"  # the outputs of the best model on the first dev split
+OUTPUTS = "dev-outputs.safetensors"  # the file with the outputs of the best model on the first dev split
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
@@ -31,8 +31,8 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
                  ) -> list[dict[str, str]]:
-    """Returns the rows of the final table for one dev split. `found` has the scores from `summarise` for this
-    split.
+    """Returns the rows of the final table for one dev split. `found` is a dict with the scores on this split
+    (see `summarise`).
     """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
@@ -64,8 +64,8 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model of the best seed to `out`, and removes the models of all other seeds. The best seed has
-    the best `metric` on `split`. Returns the best seed.
+    """Moves the model and the file `OUTPUTS` of the best seed to the folder `out`. Removes the models and the
+    outputs of all other seeds. The best seed has the best `metric` on `split`. Returns the best seed.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"

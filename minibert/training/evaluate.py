@@ -88,9 +88,9 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
     """Returns the KL(teacher || student) of the attention distributions in nats: the mean over query tokens,
-    heads, sequences and student layers. Returns None if the models have different numbers of heads. `layers`
-    has the number of the compared teacher layer, counted from 1, for each student layer. Student and teacher
-    must be in eval mode.
+    heads, sequences and student layers. Returns None if the models have different numbers of heads. For each
+    student layer, `layers` has the number of the teacher layer that it is compared with, counted from 1.
+    Student and teacher must be in eval mode.
     """
     student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0
     if student.config.heads != teacher.config.heads:

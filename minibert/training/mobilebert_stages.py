@@ -6,7 +6,7 @@ number. In distillation, the student learns to predict masked tokens and to imit
 
     akt (auxiliary)    one stage, which has both transfer in all layers and distillation
     jkt (joint)        a stage of transfer in all layers together, then a stage of distillation
-    pkt (progressive)  a stage of transfer for each layer, from 1 to L, then a stage of distillation
+    pkt (progressive)  a stage of transfer for each layer, the first layer first, then a stage of distillation
 
 Part 0 of the student is everything outside its L layers (embeddings and head). Parts 1 to L are its layers.
 """
@@ -69,8 +69,8 @@ def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights
 
 
 def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
-    """Returns the factors by which the peak learning rate is multiplied at a step: one for part 0 of the
-    student, and one for each of its layers.
+    """Returns the factors by which the peak learning rate is multiplied at a step. The list has a factor for
+    part 0 of the student, and then a factor for each layer.
 
     In a stage with distillation, all parts have the same factor. The factor rises linearly during the warm-up
     (the share `warmup` of the stage's steps), and then falls linearly to 0.

@@ -30,8 +30,8 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
     """Checks the teacher of the method `embedding`. Raises `UserError` if the teacher puts a prompt before
-    each text, or lower-cases each text for a cased tokenizer. train.py would not make these changes to the
-    lines of the corpus.
+    each text, or lower-cases each text although its tokenizer is cased. train.py would not make these changes
+    to the lines of the corpus.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -113,8 +113,8 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
 
 
 # Pre-training has only token type 0, so it trains only row 0 of the token-type table. Rows that equal row 0
-# before the training are made equal to row 0 again after it. Otherwise fine-tuning on pairs would start with
-# a meaningless difference between first and second texts.
+# before the training are made equal to row 0 again after the training. Otherwise fine-tuning on pairs would
+# start with a meaningless difference between first and second texts.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """Returns the indices of the rows of the token-type table, except row 0, that are equal to row 0."""

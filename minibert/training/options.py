@@ -15,7 +15,7 @@ from minibert.training.optim import OPTIMIZERS
 
 
 def only(*methods: str) -> dict[str, tuple]:
-    """Returns the value of `only_with` for an option that only the methods `methods` use."""
+    """Returns the argument `only_with` of `option` for an option that only the methods `methods` use."""
     return {"method": methods}
 
 
@@ -176,8 +176,8 @@ class Options(MachineOptions):
         return filled
 
     def check_read(self, init: str) -> None:
-        """Raises `UserError` for an option of the student that has no effect with the other options. `init`
-        is the value of --init, or its default.
+        """Raises `UserError` if an option of the student is given but has no effect with the other options.
+        `init` is the value of --init, or its default.
         """
         unread = {}
         if self.student is not None and self.student not in PRESETS:

@@ -61,7 +61,7 @@ def open_run(out: Path, options: dict, may_change: set[str]) -> None:
 
 
 def as_given(name: str, value) -> str:
-    """Returns "with" or "without" and the option, for an error message about the start of a run."""
+    """Returns how an option was given, for an error message: "with --layers 3" or "without --layers"."""
     if value in (None, [], False):
         return f"without {flag(name)}"
     return f"with {flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -76,8 +76,8 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 
 def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
     """Raises `UserError` if one of the hashes `now` differs from its value at the start of the run in `out`.
-    `entry` is the name of the hashes in config.json. `what` is the start of the error message, with {} for
-    the name of the hash.
+    `now` maps names to hashes. `entry` is the field of config.json with the hashes from the start of the run.
+    `what` begins the error message; in `what`, {} stands for the name of the changed hash.
     """
     before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now
     for name, value in now.items():
@@ -113,7 +113,7 @@ def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
     return [row for row in rows if row["step"] <= step]
 
 
-# the fields of a row that are not loss terms
+# the fields of a row of metrics.jsonl that are neither loss terms nor accuracies
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "skipped", "lr", "stage", "tokens_per_second", "held_out",
            "dev")
 

@@ -49,9 +49,9 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     term, `counts` has the number by which the term's sum is divided, for example the number of tokens in the
     whole step.
 
-    Returns a dict with figures about the step, and True if `stopping` is true on any rank. The figures are
-    `loss`, the mean of each term, `grad_norm` (before clipping) and `skipped`. All ranks skip a step if the
-    loss or the gradient is not finite.
+    Returns a dict with figures about the step, and True if `stopping` is true on any rank. The dict has
+    the entries `loss`, `grad_norm` (before clipping) and `skipped`, and one entry for each term: its mean.
+    All ranks skip a step if the loss or the gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
@@ -89,9 +89,9 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
-    """Returns the number of steps in a row that were skipped, up to the current step. `before` is the number
-    up to the step before. Only steps with a loss scale of at most 1 count, because in fp16, steps are skipped
-    until the loss scale is small enough. Raises `UserError` after five skipped steps in a row.
+    """Returns how many steps in a row have been skipped, the current step included. `before` is this number
+    before the current step. Only steps with a loss scale of at most 1 count, because in fp16, steps are
+    skipped until the loss scale is small enough. Raises `UserError` after five skipped steps in a row.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:
