@@ -195,7 +195,7 @@ def test_layout_of_readme_names_every_wing_and_no_file_that_is_not_there():
 @pytest.mark.parametrize("document", SUMMARIES)
 def test_figures_of_summaries_stand_where_they_are_explained(document):
     """Every number with a decimal point is in a page that says how it was measured,
-    or is the hours of the plan whose command stands on its line. In the README, so is every number of minutes.
+    or is the hours of the plan whose command stands on its line. So is every number of minutes in the README.
     """
     pages = "\n".join((ROOT / page).read_text(encoding="utf-8")
                       for page in DOCUMENTS if page not in SUMMARIES)

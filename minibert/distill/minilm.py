@@ -59,10 +59,10 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns MiniLMv2's loss for a micro-batch, according to summaries of the paper (Wang et al. 2021), which
-    was not read. The student learns the relations among queries, among keys and among values. The relations
-    are computed in R relation heads, so student and teacher may have different numbers of heads. The scores
-    are divided by sqrt(D / R), where D / R is the size of a relation head.
+    """Returns MiniLMv2's loss for a micro-batch, according to summaries of the paper (Wang et al. 2021). The
+    paper was not read. The student learns the relations among queries, among keys and among values. The
+    relations are computed in R relation heads, so student and teacher may have different numbers of heads.
+    The scores are divided by sqrt(D / R), where D / R is the size of a relation head.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
