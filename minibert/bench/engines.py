@@ -60,8 +60,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
 
 def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[int]]) -> None:
     """Quantises model.onnx to int8 with the library NNCF, and writes int8.xml for OpenVINO. The settings are
-    from NNCF's documentation for Transformer models. The scales of the activations are measured on the
-    sentences `ids`.
+    from NNCF's documentation for Transformer models. The scales of the activations are measured on
+    sentences with the token ids `ids` and the token types `segments`.
     """
     import nncf
     import openvino
@@ -77,8 +77,8 @@ def write_openvino_int8(folder: Path, ids: list[list[int]], segments: list[list[
 
 
 def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[int]]) -> np.ndarray:
-    """Calls `run` with padded batches of sentences of similar length. Returns the logits in the order of
-    `ids`.
+    """Calls `run` with batches of at most `PADDED` sentences. A batch has sentences of similar length, so it
+    needs little padding. Returns the logits in the order of `ids`.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     made = [None] * len(ids)
@@ -97,7 +97,9 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of minibert in the fast mode `mode` (None: the plain model, in fp32)."""
+    """Returns a function `run` that computes with minibert. `mode` is the mode of `fast`; None stands for the
+    plain model, in fp32.
+    """
     model = minibert.load(folder / "model").to(device)
     if mode:
         model = fast(model, mode)
@@ -106,7 +108,9 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of `transformers`."""
+    """Returns a function `run` that computes with `transformers`. `how` is "fp32", "bf16", "compiled"
+    (torch.compile, in fp32) or "bf16 compiled".
+    """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder / "model", attn_implementation="sdpa",
@@ -130,7 +134,9 @@ def _quiet_transformers():
 
 
 def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of ONNX Runtime on the CPU. `file` is an ONNX file in `folder`."""
+    """Returns a function `run` that computes with ONNX Runtime on the CPU. `file` is an ONNX file in
+    `folder`.
+    """
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -144,8 +150,8 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of OpenVINO on the CPU. `file` is model.onnx or int8.xml in `folder`.
-    Operations that are not int8 run in fp32.
+    """Returns a function `run` that computes with OpenVINO on the CPU. `file` is model.onnx or int8.xml in
+    `folder`. Operations that are not int8 run in fp32.
     """
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {
@@ -157,8 +163,8 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """Returns the function `run` of CTranslate2 on the CPU. minibert's head computes the logits from the
-    hidden states of CTranslate2.
+    """Returns a function `run` that computes the hidden states with CTranslate2 on the CPU, and from them
+    the logits with minibert's head.
     """
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,

@@ -1,6 +1,6 @@
-"""Compares the time of a fine-tuning step in minibert and in `transformers`, on examples of a real task. Both
-run alternately on the same examples. transformers pads each batch to its longest example, and is measured
-with two kinds of batches:
+"""Compares the time of a fine-tuning step in minibert and in `transformers`, on examples of a real task. The
+two programs run alternately on the same examples. transformers pads each batch to its longest example, and is
+measured with two kinds of batches:
 
 - random batches, as in finetune.py and by default in the Trainer of transformers
 - batches of examples of similar length, which need less padding
@@ -114,7 +114,7 @@ def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
 
 
 def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
-    """Runs all measurements of `kind`: "minibert", `RANDOM` or `BY_LENGTH`."""
+    """Runs all measurements of one program. `kind` is "minibert", `RANDOM` or `BY_LENGTH`."""
     torch.manual_seed(0)
     runtime = start(options.device, options.precision, options.threads, training=kind == "minibert")
     turn = (finetune_turn(options, runtime) if kind == "minibert"

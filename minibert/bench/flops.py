@@ -26,11 +26,11 @@ with D x D = FLOPs + 2 T D^2
 
 @functools.cache
 def linear_elements(config: Config) -> int:
-    """Returns the number of weights in the encoder's linear layers."""
+    """Returns the number of weights in the encoder's linear layers, without biases and without the pooler."""
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    # all layers have equal sizes
+    # all layers have equal sizes, so only one layer is built and counted
     encoder = on_meta(build_encoder, replace(config, layers=1))
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 

@@ -35,8 +35,8 @@ from minibert.tasks.specs import TASKS, TEXT_TASKS
 from minibert.tasks.splits import judge, some_of, tokenised
 
 ROOT = Path(__file__).parents[2]
-# Random examples have lengths like the STS-B dev pairs with the tokenizer of bert-base-uncased: log-normal
-# with the median 29.
+# The lengths of random examples have a log-normal distribution with the median 29, like the lengths
+# of the STS-B dev pairs in tokens of bert-base-uncased.
 LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 
@@ -158,8 +158,9 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
             batch: int) -> dict:
     """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
     results of the measurements (see `inference_worker`), and `memory` is the peak memory in bytes. `flops`
-    and `flops_together` are the FLOPs of all examples and of the `batch` examples that ran together. The
-    entry "pass" is the time in seconds for all examples, one at a time (median over the measurements).
+    counts the FLOPs of all examples, and `flops_together` counts the FLOPs of the `batch` examples that ran
+    together. `peak` is the result of `matrix_peak`. The entry "pass" is the time in seconds for all examples,
+    one at a time (median over the measurements).
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]

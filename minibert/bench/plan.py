@@ -19,7 +19,7 @@ from minibert.model.config import preset
 # and in 181,000 words of public-domain books.
 WIKIPEDIA_PIECES, BOOK_PIECES = 1.32, 1.25
 
-# for each corpus, the number of tokens without [CLS] and [SEP], and its source
+# for each corpus, the number of tokens without [CLS] and [SEP], and the source of this number
 CORPORA = {
     "wikitext-2": (2_153_632, "counted: wiki.train.tokens by data/prepare.py with BERT's uncased vocabulary"),
     "wikitext-103": (round(103_227_021 * 2_153_632 / 2_088_628),

@@ -20,28 +20,28 @@ class TrainRun(NamedTuple):
     machine: str
     tokens: int
     seconds: float  # the time of the steps, without preparation and evaluation
-    # for each evaluation during the training: the tokens so far, and the held-out scores
+    # for each evaluation during the training: the number of tokens until then, and the held-out scores
     curve: list[tuple[int, dict]]
     held_out: dict[str, dict]
     table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. `scores` are on the first dev split, for each seed at its best epoch."""
+    """A run of finetune.py. `scores` has the scores of each seed's best epoch on the first dev split."""
     folder: Path
     options: dict
     machine: str
     task: str
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
-    # for each metric, one value in percent for each seed
+    # a dict from metrics to lists; a list has one value in percent for each seed
     scores: dict[str, list[float]]
     seconds: float  # the sum of the training times of all seeds
     baseline: dict[str, float] | None  # the scores of a constant prediction; None for SQuAD
 
     @property
     def start(self) -> str:
-        """The folder or hub name of the model from which fine-tuning started. If layers of the teacher were
-        copied, it is for example "cut to 4 layers".
+        """The folder or hub name of the model from which fine-tuning started. If the model was made
+        from layers of the teacher, the value is for example "cut to 4 layers".
         """
         layers, numbers = self.options.get("layers"), self.options.get("layer_map")
         return self.options["model"] or f"cut to {f'{layers} layers' if layers else f'layers {numbers}'}"

@@ -1,9 +1,9 @@
-"""Writes tables and a plot of finished runs into a markdown file.
+"""Writes a markdown file with tables of finished runs, and a PNG file with a plot of the trainings.
 
     bench.py report runs/ --teacher TEACHER --out report.md
 
-A model has the name of its run folder: the model in `runs/distilled/model` is called `distilled`. After
-fine-tuning with a teacher and --method kd, it is called `distilled + kd`.
+In the tables, a model has the name of its run folder: the model in `runs/distilled/model` is called
+`distilled`. After fine-tuning with a teacher and --method kd, this model is called `distilled + kd`.
 """
 
 import statistics
@@ -72,7 +72,7 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """Returns the folder after which a model is named: the parent folder of a path like runs/x/model,
+    """Returns the folder whose name a model has in the tables: the parent folder of a path like runs/x/model,
     otherwise the path itself.
     """
     path = Path(model)
@@ -80,12 +80,12 @@ def place_of(model: str | Path) -> Path:
 
 
 def student_of(run: TrainRun) -> Path:
-    """Returns the --out folder of the run, after which the student is named."""
+    """Returns the --out folder of the run. In the tables, the student has the name of this folder."""
     return Path(run.options["out"])
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """Returns the folder after which the teacher is named, or "none" if there is no teacher."""
+    """Returns the folder whose name the teacher has in the tables, or "none" if there is no teacher."""
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
 
@@ -100,9 +100,9 @@ def check_names(places: Iterable[Path]) -> None:
 
 
 def taught(options: dict) -> str:
-    """Returns the suffix of a model's name that says how the model learned from a teacher in fine-tuning
-    (without a teacher: ""). It is for example " + kd", or " + kd, alpha 1" if alpha is not the method's
-    default. With --transfer, it has "pd" (pre-trained distillation) and no alpha.
+    """Returns the end of a model's name. This end says how the model learned from a teacher in fine-tuning,
+    for example " + kd", or " + kd, alpha 1" if alpha is not the method's default. With --transfer, the end
+    has "pd" (pre-trained distillation) and no alpha. Without a teacher, the end is "".
     """
     if not options.get("teacher"):
         return ""
@@ -131,7 +131,7 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """Returns the tasks in `scores`, in the order of `TASKS`, then the csv files."""
+    """Returns the tasks in `scores`: first the tasks in `TASKS`, in their order there, then the csv files."""
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 
@@ -155,8 +155,8 @@ def markdown(rows: list[dict]) -> str:
 
 
 def published(model: str) -> dict[str, str]:
-    """Returns for each task the score of `model` in the DistilBERT paper, or, with a †, in the README of
-    DistilBERT's code.
+    """Returns the published scores of `model`, as a dict from tasks to texts. A score is from the DistilBERT
+    paper or, if the text has a †, from the README of DistilBERT's code.
     """
     return {name: f"{known.value:.1f}" + "†" * (known.source == PAPER_README)
             for name, task in TASKS.items() for known in task.published
@@ -165,8 +165,8 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """Returns the table of scores, with a row for each model and a column for each task, and the notes below
-    it.
+    """Returns the table of scores and the notes below the table, in markdown. The table has a column for each
+    task. It has rows for a constant prediction, for each model, and for the published scores of two models.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
@@ -208,8 +208,10 @@ def settings_of(scores: Scores) -> list[str]:
 
 
 def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]:
-    """Returns the rows of the table of shares: scores divided by the teacher's scores. A model has a row if
-    it was fine-tuned on all `tasks`, with the teacher's number of training examples and maximum length.
+    """Returns the rows of the table of shares (scores divided by the teacher's scores). Each model except the
+    teacher has a row if the model was fine-tuned on all `tasks`, with the same number of training examples
+    and the same maximum length as the teacher. Raises `UserError` if the teacher was not fine-tuned on all
+    `tasks`.
     """
     rows, teacher_runs = [], scores[teacher]
     for task in tasks:

@@ -50,7 +50,7 @@ class RunsBench:
 
 
 class Line(NamedTuple):
-    """One command of the list: its script, the words after the script, and its --out."""
+    """One command of the list: its script, the words after the script, and the value of --out."""
     script: str
     words: list[str]
     out: Path

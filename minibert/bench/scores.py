@@ -14,7 +14,7 @@ import numpy as np
 DRAWS = 10_000  # number of bootstrap samples
 
 
-# s and t have the student's and the teacher's scores, with one row for each task
+# s has the student's scores, and t the teacher's scores; each array has one row for each task
 FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
             "mean of ratios": lambda s, t: (s / t).mean(0)}
 
@@ -43,7 +43,7 @@ def mean_score(tasks: list[list[float]]) -> float:
 
 
 def drawn(tasks: list[list[float]], rng: np.random.Generator) -> np.ndarray:
-    """Makes `DRAWS` bootstrap samples of each task's scores. Returns their medians, as an array (number of
-    tasks, DRAWS).
+    """Makes `DRAWS` bootstrap samples of each task's scores. Returns the medians of the samples, as an
+    array (number of tasks, DRAWS).
     """
     return np.array([np.median(rng.choice(seeds, (DRAWS, len(seeds))), 1) for seeds in tasks])

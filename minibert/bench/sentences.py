@@ -57,8 +57,8 @@ class SentencesBench:
 # ---------------------------------------------------------------- metrics
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the cosine (n,) of each row of `a` with the same row of `b`. `a` and `b` are (n, D), n vectors
-    of size D.
+    """Returns n cosines, (n,). Cosine i is the cosine of row i of `a` and row i of `b`. `a` and `b` have the
+    shape (n, D): n vectors of size D.
     """
     return (unit(a) * unit(b)).sum(-1)
 
@@ -66,8 +66,8 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndarray) -> float:
     """Returns the share of the queries whose right document is among the `k` documents with the largest
     cosine. If a wrong document and the right document have equal cosines, the wrong one is ranked first.
-    `queries` (n, D) and `documents` (m, D) are vectors of size D. `right` (n,) has the row of each query's
-    right document.
+    `queries` (n, D) and `documents` (m, D) are vectors of size D. `right` (n,) has, for each query, the
+    row of its right document in `documents`.
     """
     cosines = unit(queries) @ unit(documents).T  # (n, m)
     own = cosines[np.arange(len(right)), right]
@@ -75,7 +75,7 @@ def recall_at(k: int, queries: np.ndarray, documents: np.ndarray, right: np.ndar
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Divides each of the vectors (n, D) by its length. A zero vector is not changed."""
+    """Divides each of n vectors of size D, (n, D), by its Euclidean length. Zero vectors are not changed."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths == 0, 1, lengths)
 

@@ -56,9 +56,9 @@ def count(module: nn.Module | None) -> int:
 
 
 def size_of(name: str, length: int) -> dict:
-    """Returns the numbers of parameters and FLOPs of a preset or of the model in a folder, with the published
-    numbers. The FLOPs are None if the model has fewer than `length` positions. Raises `UserError` if `name`
-    is neither a preset nor a folder.
+    """Returns the number of parameters of a model, the FLOPs of its forward pass for one sequence of `length`
+    tokens, and the published numbers. `name` is a preset or the folder of a model; otherwise, `UserError` is
+    raised. The FLOPs are None if the model has fewer than `length` positions.
     """
     if name not in PRESETS and Path(name).is_dir():
         model = minibert.load(name)
@@ -78,7 +78,7 @@ def size_of(name: str, length: int) -> dict:
 
 
 def shown(row: dict) -> dict:
-    """Returns the table row of a result of `size_of`, as text."""
+    """Returns a row of the table, as text. `row` is a result of `size_of`."""
     def number(value: float | None, unit: float, form: str) -> str:
         return "-" if value is None else format(value / unit, form)
 

@@ -1,6 +1,7 @@
-"""Measures the time of a training step of train.py, for one or several methods. If the only method is
-`distilbert`, the same step in `transformers` is also measured. The methods (and transformers) run
-alternately, with the same sequences. The number of tokens per second does not include padding.
+"""Measures the time of a training step of train.py, for one or several of its methods. If the only method is
+`distilbert`, the same step is also measured with models of `transformers`, unless --no-peer is given. The
+methods (and transformers) run alternately, with the same sequences. The number of tokens per second does not
+include padding.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from minibert.training.step import accumulate, update
 
 CLIP, LR = 5.0, 1e-4
 PEER, COMPILED = "transformers", "transformers compiled"
-# mobilebert does not support the default models BERT and DistilBERT
+# The method mobilebert is left out, because it does not support the default models, BERT and DistilBERT.
 TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 
@@ -61,8 +62,9 @@ class TrainBench(MachineOptions):
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Returns random sequences, as one tuple (ids, lengths, selected) for each step. `selected` is True for
-    the masked tokens, about 15 %. Every call returns the same sequences.
+    """Returns random sequences, as one tuple (ids, lengths, selected) for each step. `ids` has the token ids
+    of all sequences of the step, one after another. `lengths` has the number of tokens of each sequence.
+    `selected` is True for the masked tokens, about 15 %. Every call returns the same sequences.
     """
     rng = np.random.default_rng(0)
     steps = []

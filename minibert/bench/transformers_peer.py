@@ -1,8 +1,8 @@
 """Runs training steps with `transformers`. bench.py compares their speed with the speed of minibert's steps.
 
 A batch is padded to its longest sequence. Precision, dropout and optimiser are those of minibert's steps. The
-distillation losses are those of the original DistilBERT code: the KL and the cosine loss over all tokens
-except padding, and the MLM loss over the masked tokens.
+distillation losses are those of the original DistilBERT code: the KL and the cosine loss are averaged over
+all tokens except padding, and the MLM loss over the masked tokens.
 """
 
 import importlib.util

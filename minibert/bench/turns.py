@@ -20,10 +20,10 @@ from minibert.common.errors import UserError
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Runs the main loop of a measured process. For each request of the parent process, calls `turn` and
-    sends the result to the parent. If the result is None, sends the seconds of the call. At the end, sends
-    the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
+    sends the result to the parent. If the result is None, sends the duration of the call in seconds. At the
+    end, sends the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
     """
-    # The parent process gets Ctrl-C and then ends this process.
+    # This process ignores Ctrl-C. The parent process also gets Ctrl-C, and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
     with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
@@ -110,7 +110,9 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns `count` divided by the median of `seconds`, and the lowest and highest `count` / seconds."""
+    """Returns `count` divided by the median of `seconds`. Also returns a list of two numbers: `count` divided
+    by the largest and by the smallest of `seconds`.
+    """
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
@@ -136,8 +138,8 @@ def ratios(peer: list[float], own: list[float]) -> list[float]:
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns how many times as fast as `peer` minibert is (median over the rounds). Also prints
-    and returns minibert's memory divided by the memory of `peer`.
+    """Prints and returns two ratios: the time of `peer` divided by the time of minibert (median over the
+    rounds), and the peak memory of minibert divided by the peak memory of `peer`.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]

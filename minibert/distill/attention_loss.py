@@ -11,9 +11,10 @@ row i of the scores. G is the gradient of the sum of all row losses with respect
 The losses are averaged over the rows and heads of each sequence, and summed over the sequences.
 
 For 32 sequences of 512 tokens and 12 heads, the scores of one layer take 400 MB in fp32. To save memory, the
-scores are computed in chunks. Each chunk directly gives its part of the gradients of the averaged loss. With
-respect to the student's a and b, they are G b / sqrt(E) and G' a / sqrt(E), divided by H T, the number of
-rows of all H heads. After a chunk, only the sum of the loss and these two gradients stay in memory.
+scores are computed in chunks. Each chunk directly gives its part of two gradients: those of the averaged loss
+with respect to the student's a and b. The two gradients are G b / sqrt(E) and G' a / sqrt(E), divided by H T,
+the number of rows of all H heads. After a chunk, only the sum of the loss and the two gradients stay in
+memory.
 """
 
 import math
@@ -27,8 +28,8 @@ from minibert.distill.vocab_loss import kl_and_gradient
 from minibert.model.attention import runs_of_equal_length
 from minibert.model.batch import Batch
 
-# The largest number of the student's scores in a chunk (8 MB in fp32). If one head of a long sequence has
-# more scores, it is a chunk alone.
+# The largest number of the student's scores in a chunk (8 MB in fp32). If a single head of a long sequence
+# has more scores, the chunk has only this head.
 CHUNK_ELEMENTS = 1 << 21
 
 

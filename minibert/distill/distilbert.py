@@ -81,8 +81,8 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
 
 
 def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: the number of tokens or of masked tokens in the
-    whole step.
+    """Returns, for each loss term and the accuracy, the divisor of its sum: the number of tokens or of masked
+    tokens in the whole step.
     """
     masked = max(1, step.masked)  # at least 1, because sums are divided by `masked`
     return {"kl": masked if weights.kl_masked_only else step.tokens, "mlm": masked, "cosine": step.tokens,
@@ -90,7 +90,9 @@ def distilbert_counts(step: Step, weights: DistilBERTWeights) -> dict[str, int]:
 
 
 def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: the number of masked tokens in the step."""
+    """Returns, for the MLM term and the accuracy, the divisor of its sum: the number of masked tokens in the
+    whole step.
+    """
     return {"mlm": max(1, step.masked), "accuracy": max(1, step.masked)}
 
 

@@ -60,7 +60,7 @@ class SentenceStudent(nn.Module):
                 # sentence-transformers saves a linear layer with an activation; Identity changes nothing
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # `self.sentences` is not an nn.Module. This attribute makes its layers part of the trained module.
+        # `self.sentences` is not an nn.Module, so its layers would not be trained without `self.layers`.
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:

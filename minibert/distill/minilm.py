@@ -44,9 +44,9 @@ class MiniLMv2Weights:
 def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMWeights,
            counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns MiniLM's loss for a micro-batch (Wang et al. 2020, section 3). The student's last layer learns
-    two relations of one teacher layer. L_AT in the paper compares the attention softmax(q k' / sqrt(E)). L_VR
-    compares the value relation softmax(v v' / sqrt(E)). Student and teacher need the same number of heads,
-    but not the same head size E.
+    two relations of one teacher layer: the attention softmax(q k' / sqrt(E)) (L_AT in the paper), and the
+    value relation softmax(v v' / sqrt(E)) (L_VR). Student and teacher need the same number of heads, but not
+    the same head size E.
     """
     (q, k, v), (t_q, t_k, t_v) = compared_states(student, teacher, micro, weights.teacher_layer)
     sums = {}

@@ -97,7 +97,7 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
                           micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
                           ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the weighted MLM and KD loss at masked tokens, and the sums of the two terms without weights.
-    `last` has the last hidden states (N, D) of student and teacher.
+    `last` has two tensors: the last hidden states (N, D) of the student and of the teacher at N tokens.
     """
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
@@ -119,8 +119,8 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: the number of tokens, sequences or masked tokens
-    in the whole step.
+    """Returns, for each loss term and the accuracy, the divisor of its sum: the number of tokens, sequences
+    or masked tokens in the whole step.
     """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,

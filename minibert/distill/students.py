@@ -117,10 +117,10 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     `layers` replaces the number of layers of the shape. If `layer_map` is given and `layers` is not, the
     student has one layer for each number in `layer_map`, except if `shape` is a `Config`.
 
-    `init` says which weights are copied. "teacher" copies the embeddings, the head and the teacher layers in
-    `layer_map`, which are numbered from 0 (None: the layers of `copied_layers`). "embeddings" copies only the
-    embeddings and the head. "random" copies nothing, so the student may have any width. All other weights are
-    random and depend on `seed`.
+    `init` says which weights are copied. "teacher" copies the embeddings, the head and teacher layers.
+    `layer_map` has the numbers (from 0) of these layers (None: the result of `copied_layers`). "embeddings"
+    copies only the embeddings and the head. "random" copies nothing, so the student may have any width.
+    Weights that are not copied are random and depend on `seed`.
 
     `fold_segments` is for a student without token types. If it is true, the teacher's vector of token type 0
     is added to every copied position vector. So a single text has the same embeddings in student and teacher.

@@ -31,10 +31,12 @@ class TaskWeights:
 
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
-    """Returns the pairs (student layer, teacher layer), counted from 1, whose [CLS] states PKD compares, as
-    in the authors' code. The student's last layer is in no pair, because it learns from the teacher's
-    outputs. For example, a student has 6 layers and its teacher 12. With `which` = "skip", the teacher layers
-    are 2, 4, 6, 8 and 10. With "last", the teacher layers are 7 to 11.
+    """Returns the pairs (student layer, teacher layer) of PKD, as in the authors' code. Layers are
+    counted from 1. PKD compares the [CLS] states of the two layers of a pair. The student's last layer is in
+    no pair, because it learns from the teacher's outputs.
+
+    For example, a student has 6 layers and its teacher 12. With `which` = "skip", the teacher layers are 2,
+    4, 6, 8 and 10. With `which` = "last", the teacher layers are 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -55,7 +57,7 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # not `x[mask]`, which would wait for the GPU, because its size depends on the mask
+        # x[mask] would wait for the GPU, because the number of selected elements depends on the mask
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 

@@ -2,9 +2,9 @@
 loss. `vocab_loss` computes the same loss with less memory.
 
 A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h (D,) is
-the state of the MLM head, W (V, D) are the word embeddings (tied), and b (V,) is the bias. W' is W
-transposed. z_s are the student's logits, z_t the teacher's. In this file T is the temperature, not the
-sequence length.
+the state of the MLM head, W (V, D) are the token vectors (in BERT the word embeddings, tied), and b (V,) is
+the bias. W' is W transposed. z_s are the student's logits, z_t the teacher's. In this file T is the
+temperature, not the sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
@@ -222,13 +222,15 @@ def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, T
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
     """Returns softmax(z) (..., V) and log sum exp(z) (...,)."""
     p = z.softmax(-1)
-    # For every token, log sum exp(z) = z - log p. The most likely token is taken, because its p is never 0.
+    # log sum exp(z) = z_v - log p_v for each vocabulary token v. The code takes the token with the largest
+    # p_v, because this p_v is never 0.
     return p, z.amax(-1) - p.amax(-1).log()
 
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
-    """Writes the products h W' (C, V), the logits without the bias, into `out`. On a CPU, products with 1,024
-    token vectors, which stay in the cache, are a third faster than one product with all token vectors.
+    """Writes the products h W' (C, V), the logits without the bias, into `out`. W is `table`. On a CPU, h is
+    multiplied with 1,024 token vectors at a time. These vectors stay in the cache, so this is a third faster
+    than one product with all token vectors.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

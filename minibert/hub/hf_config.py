@@ -12,8 +12,9 @@ from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
 OWN = "minibert-"  # `model_type` starts with OWN if transformers does not support the model (`difference`)
-# The epsilon of two kinds of LayerNorm in MobileBERT, for which transformers ignores the epsilon in
-# config.json: the LayerNorm of the embeddings, and the one after each layer's last feed-forward network.
+# transformers always uses this epsilon in two kinds of LayerNorm of a MobileBERT: the LayerNorm of the
+# embeddings, and the LayerNorm after the last feed-forward network of each layer. The epsilon in config.json
+# has no effect there.
 MOBILE_NORM_EPS = 1e-5
 # Larger sizes are refused. A damaged file with a larger size could make a model that fills the memory.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
@@ -110,8 +111,8 @@ def _labels(raw: dict) -> dict:
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """Returns `raw[key]`, or `default` if the key is missing or null. Raises `UserError` if the value has
-    another type than `default` or is out of bounds.
+    """Returns `raw[key]`, or `default` if the key is missing or its value is null. Raises `UserError` if the
+    value does not have the type of `default`, or is out of bounds. An int is accepted for a float.
     """
     value = raw.get(key)
     if value is None:
@@ -134,7 +135,7 @@ def other_settings(raw: dict) -> dict:
 
 
 def difference(config: Config) -> str:
-    """Returns one feature of the model that `transformers` does not support, or "" if there is none."""
+    """Returns one feature that this model has and `transformers` does not support, or "" if there is none."""
     c, mobile = config, config.architecture == "mobilebert"
     differences = {
         f"a DistilBERT with norm_eps {c.norm_eps}": c.architecture == "distilbert" and c.norm_eps != 1e-12,
@@ -162,7 +163,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # set by the user (`load` sets 0), so it replaces the loaded value
+    if config.attention_dropout:  # the user set this value, because `load` sets 0
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

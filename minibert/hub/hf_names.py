@@ -95,7 +95,7 @@ DROPPED = (  # patterns for the names of tensors that no model of minibert has
     r"fit_denses\.\d+\.(weight|bias)",
 )
 
-# `load` accepts a file that has one of these modules even if the model does not have the module.
+# `load` accepts tensors of these modules in a file, even if the model does not have the modules.
 HEAD_MODULES = ("encoder.pooler", "mlm", "mlm.dense", "mlm.norm", "mlm.extra", "nsp", "pre_classifier",
                 "classifier", "span")
 
@@ -151,11 +151,11 @@ ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
 # leaves out the others, for example transformers_version.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
-            *(name for fields in FIELDS.values() for name in fields.values())}  # from the `Config`
+            *(name for fields in FIELDS.values() for name in fields.values())}  # `describe` sets these fields
 ACTIVATION = {"bert": "hidden_act", "distilbert": "activation", "mobilebert": "hidden_act"}
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "distilbert": "attention_dropout",
                      "mobilebert": "attention_probs_dropout_prob"}
-ATTENTION_INPUT = {  # values of `attention_input` in minibert, and fields of Hugging Face's config
+ATTENTION_INPUT = {  # maps each value of minibert's `attention_input` to two fields of config.json
     "shared": {"key_query_shared_bottleneck": True, "use_bottleneck_attention": False},
     "hidden": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": False},
     "bottleneck": {"key_query_shared_bottleneck": False, "use_bottleneck_attention": True},
@@ -171,7 +171,9 @@ ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
 
 
 def translate(name: str, modules: dict[str, str]) -> str | None:
-    """Translates the name of a tensor with the table `modules`. Returns None if it is not in the table."""
+    """Translates the name of a tensor. `modules` is a dict from old to new names of modules. Returns None if
+    the tensor is not the weight or bias of a module in `modules`.
+    """
     module, _, leaf = name.rpartition(".")
     number = r"(?<=\.)\d+(?=\.)"
     numbers, module = re.findall(number, module), re.sub(number, "{}", module)
@@ -181,15 +183,15 @@ def translate(name: str, modules: dict[str, str]) -> str | None:
 
 
 def to_hf(name: str, architecture: str) -> str:
-    """Returns Hugging Face's full name of the tensor that minibert calls `name`, or `name` itself if it is
-    not in the table.
+    """Returns Hugging Face's full name of the tensor that minibert calls `name`. Returns `name` itself if
+    `MODULES` does not have the tensor's module.
     """
     return translate(name, MODULES[architecture]) or name
 
 
 def from_hf(name: str, architecture: str) -> str | None:
-    """Returns minibert's name of the tensor with Hugging Face's full name `name`, or None if it is not in the
-    table.
+    """Returns minibert's name of the tensor that has the full name `name` in Hugging Face's files. Returns
+    None if `MODULES` does not have the tensor's module.
     """
     return translate(name, {hf: own for own, hf in MODULES[architecture].items()})
 

@@ -35,12 +35,12 @@ MODELS = {"encoder": Encoder, "mlm": MaskedLM, "pretraining": PreTraining, "clas
 
 @dataclass(frozen=True)
 class Beside:
-    """The parts of a loaded folder that the model does not use. `save` writes them again for other libraries.
-    """
+    """The contents of a loaded folder that `save` writes again for other libraries."""
 
     settings: dict = field(default_factory=dict)  # the result of `other_settings` for config.json
     tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads, with minibert's names
-    files: dict[str, bytes] = field(default_factory=dict)  # the files of sentence-transformers by their paths
+    # the files of sentence-transformers, from paths to contents
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin: bool = False,
@@ -56,9 +56,10 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     ignored. With `legacy_bin`, pytorch_model.bin is read if there is no model.safetensors.
 
     The attribute `sentences` of the model says how `embed` computes a sentence vector. The attribute `beside`
-    has the contents of the folder that the model does not use. Both are set if the model has the head of the
-    checkpoint, and `changes` has neither `labels` nor `problem_type`. Otherwise, an encoder gets only what
-    the files of sentence-transformers say, and any other model gets `sentences` None and an empty `beside`.
+    keeps settings of config.json, tensors of unused heads, and files of sentence-transformers, and
+    `save` writes them again. Both attributes are set if the model has the head of the checkpoint, and
+    `changes` has neither `labels` nor `problem_type`. Otherwise, an encoder gets `sentences`, and a `beside`
+    with only the files of sentence-transformers. Any other model gets `sentences` None and an empty `beside`.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -120,7 +121,7 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
 
 
 def config_and_head(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """Returns the `Config` and the head that config.json states (None if it states none)."""
+    """Returns the `Config` of a model, and the name of its head (None: config.json names no head)."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
@@ -177,8 +178,8 @@ def _head_of_tensors(renamed: Iterable[str]) -> str:
 
 
 def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors in the modules that the checkpoint lacks. Only modules for
-    classification and spans are examined.
+    """Returns the names of the tensors in the modules that the checkpoint lacks. Only the pooler and the
+    modules of the heads for classification and spans are examined.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
             if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & renamed.keys()]
@@ -247,15 +248,16 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     If `transformers` does not support the model, a warning gives the reason. `model_type` in config.json then
     begins with "minibert-", and `transformers` refuses the files.
 
-    `dtype` is the precision of the stored weights (None: the model's). `card` is markdown for the model card.
+    `dtype` is the precision of the stored weights (None: unchanged). `card` is markdown for the model card.
     The model in an existing folder is replaced, and other files in the folder stay. If saving is interrupted,
     the folder has the complete old model, the complete new model, or no config.json. `load` refuses a folder
     without config.json.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
-    # As in transformers, the tensor names of an encoder have no prefix. But if `beside` adds the tensors of a
-    # head, the encoder's names need the prefix, as in a model with a head.
+    # As in transformers, the tensor names in the file of an encoder do not begin with the architecture (for
+    # example "bert."). But if `beside` adds the tensors of a head, the names of the encoder's tensors begin
+    # with the architecture, as in the file of a model with a head.
     prefix = "encoder." if head == "encoder" and beside.tensors else ""
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()} | beside.tensors
     dtype = dtype or next(iter(state.values())).dtype
@@ -272,8 +274,9 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
              else to_hf(name, config.architecture): tensor for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
-    # All new files are complete on the disk before an old file is replaced. The old config.json is removed
-    # first, and the new one is moved from the temporary folder `made` last.
+    # All new files are complete on the disk before an old file is replaced. config.json is removed first, and
+    # its new version is moved from the temporary folder `made` last. So if saving is interrupted, a folder
+    # with old and new files has no config.json.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")
@@ -285,7 +288,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
                                                    card), encoding="utf-8")
         (made / "config.json").write_text(dump(describe(config, head, stored, beside.settings)),
                                           encoding="utf-8")
-        # safetensors makes a file that only its owner can read
+        # only the owner can read a file that safetensors wrote, so the permissions of config.json are copied
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         written = [path for path in made.rglob("*") if path.is_file()]
         for path in written:

@@ -31,15 +31,16 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version of the ONNX operators that torch writes without a conversion
-# An exported file is checked with these batches: the lengths of the sequences, and the length of the padded
-# rows.
+# An exported file is checked with these batches. Each batch is given as a tuple with the lengths of its
+# sequences, and the length of its padded rows.
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # an fp32 file is refused if its `deviation` from the model is larger
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
-    """Computes attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape (S,
-    H, T, E). `keep` (S, T) is True for tokens and False for padding.
+    """Computes attention inside each row of a padded batch. `q`, `k`, `v` and the result have the shape
+    (S, H, T, E): S sequences, H heads, T tokens of a padded row and head size E. `keep` (S, T) is True for
+    tokens and False for padding.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
     # With -inf, the softmax of a row that has only padding would be NaN.
@@ -48,8 +49,9 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
 
 
 def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
-    """Returns the output of `layer` in eval mode for a padded batch. `x` and the result are (S, T, D), and
-    `keep` (S, T) is True for tokens.
+    """Returns the output of `layer` in eval mode for a padded batch. `x` and the result are (S, T, D): S
+    sequences, T tokens of a padded row and hidden size D. `keep` (S, T) is True for tokens and False for
+    padding. In the comments, H is the number of heads and E the head size.
     """
     c = layer.config
     q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size)).transpose(1, 2)  # (S, H, T, E)
@@ -60,10 +62,12 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 
 class Padded(nn.Module):
-    """A model of minibert that takes padded batches, in eval mode only. The inputs are the token ids, the
-    mask (1 for tokens, 0 for padding) and the token types, each (S, T) int64. The outputs, named in
-    `OUTPUTS`, are (S, K) for a classifier, and (S, T, ...) for all other models. The outputs for padding have
-    no meaning.
+    """A model of minibert that takes padded batches, in eval mode only.
+
+    S sequences are padded to T tokens. The inputs are the token ids, the mask (1 for tokens, 0 for padding)
+    and the token types, each (S, T) int64. The output of a classifier is (S, K) for K classes. Any other
+    model has outputs (S, T) or (S, T, width); their entries for padding have no meaning. `OUTPUTS` has the
+    names of the outputs.
     """
 
     def __init__(self, model: nn.Module):
@@ -92,8 +96,8 @@ class Padded(nn.Module):
 
 
 def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pads each sequence of a packed batch at its end to `length` tokens. Returns the token ids, the mask and
-    the token types, each (S, length) int64.
+    """Pads each of the S sequences of a packed batch at its end to `length` tokens. Returns the token ids,
+    the mask (1 for tokens, 0 for padding) and the token types, each (S, length) int64.
     """
     keep = torch.arange(length) < batch.lengths[:, None]  # (S, length)
     ids, segments = torch.full(keep.shape, pad_id), torch.zeros(keep.shape, dtype=torch.int64)
@@ -128,7 +132,9 @@ def samples(model: nn.Module) -> list[tuple[Batch, int]]:
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the ONNX file's inputs, each (S, T) int64."""
+    """Returns the names of the ONNX file's inputs. Each input is an int64 array (S, T), for S sequences that
+    are padded to T tokens.
+    """
     return ("input_ids", "attention_mask", "token_type_ids")[:3 if model.config.segments else 2]
 
 
@@ -179,8 +185,8 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes torch's notes, and transposes the weights of matrix products.
-    The notes are about the source code, and have file paths of the exporting machine.
+    """Changes an ONNX model in place: removes metadata, and transposes the weights of matrix products. The
+    metadata, which torch adds about the source code, has file paths of the exporting machine.
 
     torch stores each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The
     quantiser finds only weights that are a direct input of a matrix product. So `tidy` transposes the weights
@@ -211,17 +217,18 @@ def tidy(proto) -> None:
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     """Writes `target`, a copy of the fp32 file `source`. The copy has its embeddings in int8, and computes
-    its matrix products with weights in int8. Each output column of a weight matrix has its own scale. In each
-    product, all activations of a batch have the same scale. So the outputs for a sentence depend slightly on
-    the other sentences in its batch.
+    its matrix products with weights in int8. Each column of a weight matrix (in, out) has its own scale. In
+    each product, all activations of a batch have the same scale. So the outputs for a sentence depend
+    slightly on the other sentences in its batch.
 
-    With `reduce_range`, the int8 weights have 7 bits. Some processors add two products of 8-bit numbers in 16
-    bits. With 8-bit weights, this sum may overflow without an error (`processor.sums_bytes_in_32_bits`).
+    Some processors add two products of 8-bit numbers in 16 bits, and this sum may overflow without an error
+    (`processor.sums_bytes_in_32_bits`). To prevent the overflow, `reduce_range` limits the weights to 7 bits.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet(""):  # the warning recommends an optimisation that changes nothing here
+    # hides a warning of ONNX Runtime, which recommends to optimise the file first
+    with quiet(""):
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
 
@@ -235,8 +242,8 @@ def open_file(path: Path):
 
 
 def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tensor, ...]:
-    """Runs the ONNX file of `model` on a batch that is padded to `length`. Returns the outputs without
-    padding.
+    """Pads a packed batch to `length`, and runs the ONNX file of `model` on it. Returns the outputs without
+    the outputs for padding.
     """
     inputs = pad(batch, model.config.pad_id, length)
     feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
@@ -244,9 +251,9 @@ def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tens
 
 
 def deviation(model: nn.Module, path: Path) -> float:
-    """Returns the largest difference between the outputs of the ONNX file and of the model, over the batches
-    of `samples`. If a model's output has absolute values above 1, the difference is divided by the largest
-    of them.
+    """Returns the largest absolute difference between an output of the ONNX file and the same output of the
+    model, over the batches of `samples`. If the model's output has absolute values above 1, the difference is
+    divided by the largest of these values. Returns infinity if a shape differs or a difference is not finite.
     """
     session, worst = open_file(path), 0.0
     for batch, length in samples(model):

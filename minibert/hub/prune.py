@@ -18,8 +18,8 @@ from minibert.model.heads import build_encoder, encoder_of
 
 @torch.no_grad()
 def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
-    """Returns a copy of the model that has only the layers with the numbers in `layers` (from 0), in this
-    order.
+    """Returns a copy of the model that has only the layers whose numbers are in `layers`, in the order of
+    `layers`. The first layer of the model has the number 0.
     """
     if not layers or not all(0 <= i < model.config.layers for i in layers):
         raise UserError(f"layers {layers} are not among the layers of the model "
@@ -70,7 +70,8 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     weights for each token, which are computed in the same way.
 
     In an MLM head, the bias of a token is roughly the log of the token's frequency. A new token is rarer than
-    each of the old tokens into which the old tokenizer divides it, so it gets their smallest bias.
+    each of the old tokens into which the old tokenizer divides it. So the smallest bias of these old tokens
+    becomes the bias of the new token.
     """
     word, mlm = encoder_of(model).word.weight, getattr(model, "mlm", None)
     table = word if mlm is None else mlm.table(word)

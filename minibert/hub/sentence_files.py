@@ -27,9 +27,10 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# These settings may stand in sentence_bert_config.json. `embed` refuses a model with any other setting,
-# unless its value is empty or false.
-IGNORED = {
+# `embed` accepts these settings in sentence_bert_config.json. `_pooling` reads max_seq_length and
+# do_lower_case, and refuses some values of module_output_name. The other settings in `KNOWN` are ignored.
+# `embed` refuses a model if the file has an unknown setting whose value is not empty and not false.
+KNOWN = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
 
@@ -37,7 +38,7 @@ IGNORED = {
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
     """Returns the `SentencePooling` of the model in `folder`, or None if no modules.json names the folder.
-    Also returns a dict from the paths of the files of sentence-transformers to their contents.
+    Also returns the files of sentence-transformers, as a dict from paths to contents.
 
     In the old layout with 0_Transformer/, modules.json is in the parent folder. If a file is damaged or a
     setting is not supported, `SentencePooling.refused` has the reason. `embed` then refuses the model, but
@@ -123,8 +124,8 @@ def _modules(root: Path) -> list[dict]:
 
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
-    """Returns the files with the settings and weights of a module. Converts pickled weights to safetensors if
-    `legacy_bin` is true, and otherwise raises `UserError` for pickled weights.
+    """Returns the files with the settings and weights of a module, as a dict from paths to contents. Converts
+    pickled weights to safetensors if `legacy_bin` is true, and otherwise raises `UserError` for them.
     """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
@@ -172,7 +173,7 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
             raise UserError(f"{root / 'modules.json'} names a module {kind}, which embed does not know")
     name = next((name for name in OWN if name in files), "")
     own, shared = settings(name), settings(SHARED)
-    odd = [key for key, value in own.items() if key not in IGNORED and value]
+    odd = [key for key, value in own.items() if key not in KNOWN and value]
     if own.get("module_output_name") not in (None, "token_embeddings"):
         odd.append("module_output_name")
     if odd:

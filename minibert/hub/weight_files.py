@@ -78,7 +78,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # torch lacks some dtypes, which causes the last three errors
+            AttributeError) as error:  # the last three errors mean that torch lacks the dtype
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
@@ -95,7 +95,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     _check_first_bytes(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's warnings about the old format
+            warnings.simplefilter("ignore")  # hides torch's warnings about old file formats
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can cause any error
         # torch's own message is not shown, because it recommends to run the code in the file

@@ -64,8 +64,8 @@ def forward_in_half_pays() -> bool:
 
 
 def runs_of_equal_length(lengths: list[int]) -> list[tuple[int, int]]:
-    """Groups neighbouring sequences of equal length. A group is (number of sequences, length): [5, 5, 3, 5]
-    gives [(2, 5), (1, 3), (1, 5)].
+    """Returns the groups of neighbouring sequences of equal length, each as (number of sequences, length).
+    The lengths [5, 5, 3, 5] give [(2, 5), (1, 3), (1, 5)].
     """
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 

@@ -76,7 +76,7 @@ def pack(ids, segments=None, positions=None) -> Batch:
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the N tokens of S sequences in an array of tokens. Sequence i has `lengths[i]` tokens, and its
     first token has the index `starts[i]`. Returns the index of each token (N,), its position inside its
-    sequence (N,), and the offsets of the sequences (S + 1,).
+    sequence (N,), and the offsets (S + 1,) of a `Batch` with these sequences.
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -84,7 +84,7 @@ def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 class MicroBatch(NamedTuple):
-    """The input of one forward pass of MLM: a packed batch of masked text, and its labels."""
+    """The input of one forward pass in pre-training. Methods without MLM mask no token by default."""
 
     batch: Batch
     labels: Tensor  # (N,) int64, the original ids; IGNORE at tokens that are not masked

@@ -141,8 +141,8 @@ class MobileConfig(Config):
 
 BERT_BASE = Config()
 DISTILBERT = dict(architecture="distilbert", segments=0, classifier_dropout=0.2)
-# Sun et al. 2020. The published MobileBERT and the paper's MobileBERT (25.3M parameters) have different
-# inputs of queries and keys.
+# Sun et al. 2020. `MOBILEBERT` fits the released weights. `MOBILEBERT_PAPER` is the paper's model with 25.3M
+# parameters. The two models compute queries and keys from different states (`attention_input`).
 MOBILEBERT = MobileConfig(tanh_pooler=False)
 MOBILEBERT_PAPER = replace(MOBILEBERT, attention_input="hidden")
 IB_BERT = MobileConfig(attention_input="hidden", norm="layer_norm", activation="gelu_tanh", feed_forwards=1,

@@ -6,9 +6,11 @@ from torch import Tensor
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Sets each element to 0 with probability `p` (0 <= p < 1), and divides the other elements by 1 - `p`. On
-    a CPU without torch.compile, only 16 random bits are drawn for each element. So `p` is first rounded to a
-    multiple of 2^-16: 0.1 becomes 0.100006.
+    """Returns `x` after dropout: each element is set to 0 with probability `p` (0 <= p < 1), and the other
+    elements are divided by 1 - `p`. If `training` is false, returns `x` unchanged.
+
+    On a CPU without torch.compile, only 16 random bits are drawn for each element. So `p` is first rounded to
+    a multiple of 2^-16: 0.1 becomes 0.100006.
     """
     if not training or p == 0:
         return x

@@ -18,8 +18,8 @@ from minibert.model.dropout import dropout
 
 
 class Trace(NamedTuple):
-    """The hidden states, queries, keys and values of an encoder, which distillation compares. `hiddens[0]` is
-    the embedding output. L is the number of layers that were computed.
+    """The hidden states, queries, keys and values of N tokens, for distillation. `hiddens[0]` is the
+    embedding output. L is the number of layers that were computed. Each layer has H heads of size E.
     """
 
     hiddens: tuple[Tensor, ...]  # L + 1 tensors (N, D)
@@ -50,8 +50,8 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(D, config.norm_eps)
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Takes hidden states (N, D). Returns the block's output (N, D) and its queries, keys and values,
-        each (N, H, E).
+        """Takes hidden states (N, D) of N tokens. Returns the block's output (N, D) and its queries, keys and
+        values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
@@ -82,9 +82,9 @@ class Encoder(nn.Module):
         self.pooler = nn.Linear(D, D) if pooler else None
 
     def embed(self, batch: Batch) -> Tensor:
-        """Returns the embedding output (N, D): the sum of word, position and token-type vectors, then
-        LayerNorm and dropout. A model with `segments=0` has no token-type vectors. Without torch.compile,
-        raises `UserError` if a sequence is longer than the number of positions.
+        """Returns the embedding output of N tokens, (N, D): the sum of word, position and token-type vectors,
+        then LayerNorm and dropout. A model with `segments=0` has no token-type vectors. Without
+        torch.compile, raises `UserError` if a sequence is longer than the number of positions.
         """
         # `lengths` is on the CPU, so the check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
@@ -97,11 +97,11 @@ class Encoder(nn.Module):
         return dropout(x, self.config.dropout, self.training)
 
     def words(self, batch: Batch) -> Tensor:
-        """Returns the word embedding of each token, (N, D)."""
+        """Returns the word embedding of each of N tokens, (N, D)."""
         return self.word(batch.ids)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Returns the last hidden states (N, D)."""
+        """Returns the last hidden states of N tokens, (N, D)."""
         x = self.embed(batch)
         for layer in self.layers:
             x = layer(x, batch)[0]
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         return Trace(tuple(hiddens), *(tuple(per_layer) for per_layer in zip(*qkv)))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the pooler's output for each sequence, (S, D): tanh(W h + b), where h is the last hidden
-        state of [CLS].
+        """Returns the pooler's output for each of S sequences, (S, D): tanh(W h + b), where h is the last
+        hidden state of [CLS].
         """
         return torch.tanh(self.pooler(last[batch.first_tokens]))

@@ -39,17 +39,19 @@ class MLMHead(nn.Module):
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """Returns the new states LN(act(W h + b)), (N, D), for hidden states h."""
+        """Returns the new states LN(act(W h + b)) for the last hidden states h of N tokens, (N, D)."""
         # the norm comes after the activation, as in BERT's run_pretraining.py (get_masked_lm_output)
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """Returns the token vectors (V, D) for the encoder's word embeddings `word`."""
+        """Returns the vector of each of V vocabulary tokens, (V, D). `word` are the encoder's word
+        embeddings.
+        """
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
-        """Returns the logits (N, V) for the last hidden states (N, D) and the encoder's word embeddings
-        `word`.
+        """Returns the logits (N, V) for the last hidden states (N, D) of N tokens. V is the size of the
+        vocabulary. `word` are the encoder's word embeddings.
         """
         return F.linear(self(last), self.table(word), self.bias)
 
@@ -66,7 +68,7 @@ class MaskedLM(nn.Module):
         self.mlm = MLMHead(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Returns the MLM logits (N, V) in the order of the packed batch."""
+        """Returns the MLM logits of N tokens, (N, V), in the order of the packed batch."""
         return self.mlm.logits(self.encoder(batch), self.encoder.word.weight)
 
 
@@ -108,7 +110,7 @@ class Classifier(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the result of `forward` for the encoder's last hidden states (N, D)."""
+        """Returns the result of `forward` for the encoder's last hidden states (N, D) of N tokens."""
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
@@ -133,15 +135,15 @@ class Span(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D)."""
+        """Returns the start and end logits (N, 2) for the encoder's last hidden states (N, D) of N tokens."""
         if self.config.architecture == "distilbert":
             last = dropout(last, self.config.dropout, self.training)
         return in_fp32(self.span, last)
 
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """Returns the output of `linear`, the last layer of a task model, in fp32 even under autocast. In 16
-    bits, different scores could be rounded to the same value.
+    """Returns the output of `linear`, the last layer of a task model, in fp32 (in fp64 if `x` is in fp64),
+    even under autocast. In 16 bits, different scores could be rounded to the same value.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):

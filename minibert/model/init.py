@@ -52,8 +52,8 @@ class _Undrawn(TorchFunctionMode):
 
 def on_meta(build: Callable[..., nn.Module], *arguments, **more) -> nn.Module:
     """Returns `build(*arguments, **more)` on the meta device: a module whose tensors have shapes but no
-    memory. No random weights are drawn. To draw normal numbers for this device, torch would import its
-    compiler, which is slow.
+    memory. No random weights are drawn. To draw normal numbers for the meta device, torch would import its
+    compiler, and this import is slow.
     """
     with torch.device("meta"), _Undrawn():
         return build(*arguments, **more)

@@ -48,7 +48,7 @@ class FeedForward(nn.Module):
         self.norm = norm(config, B)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the output (N, B) for the states x (N, B) of N tokens."""
+        """Returns the output (N, B) for the states x (N, B) of N tokens, of width B."""
         return self.norm(x + self.down(activation(self.config.activation, self.up(x))))
 
 
@@ -93,7 +93,7 @@ class MobileEncoder(Encoder):
     """The embeddings and the L layers of a MobileBERT or IB-BERT."""
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
-        # not Encoder.__init__, whose word embeddings, norm and layers are BERT's
+        # `Encoder.__init__` is not called, because it would build BERT's word embeddings, norm and layers
         nn.Module.__init__(self)
         D, width = config.hidden_size, config.embedding_size
         self.config = config

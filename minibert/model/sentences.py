@@ -69,13 +69,13 @@ def final(last: Tensor, batch: Batch) -> Tensor:
 
 
 def maximum(last: Tensor, batch: Batch) -> Tensor:
-    """Returns the largest value of each unit over the tokens of each sequence, (S, D)."""
+    """Returns, for each of S sequences, the largest value of each hidden unit over the tokens, (S, D)."""
     return torch.segment_reduce(last, "max", lengths=batch.lengths.to(last.device))
 
 
 def weighted_sum(last: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """Returns the weighted sum of the hidden states over the tokens of each sequence, (S, D). `weights` (N,)
-    has the weight of each token.
+    """Returns the weighted sum of the hidden states of each of S sequences, (S, D). `weights` (N,) has the
+    weight of each of the N tokens.
     """
     lengths = batch.lengths.to(last.device)
     sequence = torch.arange(len(lengths), device=last.device).repeat_interleave(
@@ -92,8 +92,8 @@ def mean(last: Tensor, batch: Batch, power: float = 1.0) -> Tensor:
 
 
 def weighted_mean(last: Tensor, batch: Batch) -> Tensor:
-    """Returns the weighted mean over the tokens of each sequence, (S, D). The weight of a token is its
-    position, counted from 1.
+    """Returns the weighted mean of the hidden states of each of S sequences, (S, D). The weight of a token is
+    its position in the sequence, counted from 1.
     """
     weights = (batch.positions + 1).float()  # (N,)
     total = weighted_sum(weights[:, None], batch, torch.ones_like(weights))  # (S, 1)
