@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 .PHONY: demo tour test gpu clean
 
-# Trains for half a pass over Python's documentation, about three minutes on two cores. The folder of an earlier
+# Trains for half a pass over Python's documentation, in a few minutes on two cores. The folder of an earlier
 # demo is removed.
 demo: .venv/demo
 	rm -rf runs/demo

@@ -195,12 +195,15 @@ def test_layout_of_readme_names_every_wing_and_no_file_that_is_not_there():
 @pytest.mark.parametrize("document", SUMMARIES)
 def test_figures_of_summaries_stand_where_they_are_explained(document):
     """Every number with a decimal point is in a page that says how it was measured,
-    or is the hours of the plan whose command stands on its line.
+    or is the hours of the plan whose command stands on its line. So is every number of minutes in the README.
     """
     pages = "\n".join((ROOT / page).read_text(encoding="utf-8")
                       for page in DOCUMENTS if page not in SUMMARIES)
     explained = set(re.findall(r"\d+\.\d+", pages)) | {"3.11", "2.0"}  # Python, and Apache
     markdown = (ROOT / document).read_text(encoding="utf-8")
+    if document == "README.md":
+        minutes = re.findall(r"(?:[\d:]+ to )?[\d:]+ minutes", " ".join(markdown.split()))
+        assert minutes and [one for one in minutes if one not in " ".join(pages.split())] == []
     prose = re.sub(r"^```(?:bash|python)\n.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
     for line in prose.splitlines():
         for words in commands(inline(line), "python bench.py plan"):

@@ -53,8 +53,7 @@ def relation_sum(a: Tensor, b: Tensor, t_a: Tensor, t_b: Tensor, batch: Batch,
     a and b (N, H, E_s) are queries, keys or values of the student, for N tokens and H heads of size E_s. t_a
     and t_b (N, H, E_t) are the teacher's. `chunk` is as in `attention_sum`. With the queries as a and the
     keys as b, the result is MiniLM's loss L_AT. With the values as a and b, the result is L_VR (Wang et al.
-    2020, sections 3.1 and 3.2). In MiniLMv2, a = b: the queries, the keys or the values (Wang et al. 2021,
-    section 3.1).
+    2020, sections 3.1 and 3.2). In MiniLMv2, a = b: the queries, the keys or the values (see `minilmv2`).
     """
     return _sequence_sum(_divergences, a, b, t_a, t_b, batch, chunk)
 

@@ -31,7 +31,7 @@ class MiniLMWeights:
 
 @dataclass(frozen=True)
 class MiniLMv2Weights:
-    """The weights of MiniLMv2's loss terms (published: 1)."""
+    """The weights of MiniLMv2's loss terms."""
 
     q_relation: float = 1.0
     k_relation: float = 1.0
@@ -59,10 +59,10 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
 
 def minilmv2(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MiniLMv2Weights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns MiniLMv2's loss for a micro-batch (Wang et al. 2021, section 3). The student learns the
-    relations among queries, among keys and among values. The relations are computed in R relation heads, so
-    student and teacher may have different numbers of heads. The scores are divided by sqrt(D / R), where D /
-    R is the size of a relation head. Whether the paper divides by this number was not checked.
+    """Returns MiniLMv2's loss for a micro-batch, according to summaries of the paper (Wang et al. 2021). The
+    paper was not read. The student learns the relations among queries, among keys and among values. The
+    relations are computed in R relation heads, so student and teacher may have different numbers of heads.
+    The scores are divided by sqrt(D / R), where D / R is the size of a relation head.
     """
     sums = {}
     for name, x, t_x in zip("qkv", *compared_states(student, teacher, micro, weights.teacher_layer)):
@@ -88,8 +88,8 @@ def compared_states(student: nn.Module, teacher: nn.Module, micro: MicroBatch, t
 
 
 def default_relation_heads(*widths: int) -> int:
-    """Returns the largest number up to 48 that divides all `widths`. The paper has 48 relation heads (64 for
-    a large teacher).
+    """Returns the largest number up to 48 that divides all `widths`. According to
+    summaries, the paper has 48 relation heads (64 for a large teacher).
     """
     return next(r for r in range(48, 0, -1) if math.gcd(*widths) % r == 0)
 

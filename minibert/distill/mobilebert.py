@@ -1,6 +1,7 @@
-"""Computes the loss of MobileBERT (Sun et al. 2020, section 3.5), which compares the feature maps (hidden
-states), the attention and the outputs of student and teacher. distilbert.py describes the arguments and
-results of a loss. training/mobilebert_stages.py decides which terms a step uses.
+"""Computes the loss of MobileBERT (Sun et al. 2020), which compares the feature maps (hidden states), the
+attention and the outputs of student and teacher. The sources are the authors' code and summaries of the
+paper, which was not read. distilbert.py describes the arguments and results of a loss.
+training/mobilebert_stages.py decides which terms a step uses.
 """
 
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ class TaskWeights:
 
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
-    """Returns the pairs (student layer, teacher layer) of PKD (Sun et al. 2019, section 3.3). Layers are
+    """Returns the pairs (student layer, teacher layer) of PKD, as in the authors' code. Layers are
     counted from 1. PKD compares the [CLS] states of the two layers of a pair. The student's last layer is in
     no pair, because it learns from the teacher's outputs.
 
@@ -82,8 +82,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     summed over the examples. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers, of
     width D, for S examples.
 
-    The mean is over the P layers and D elements, as in the authors' code. The paper (eq. 7) has the sum, but
-    the published values of beta (10 to 1000) are for the mean.
+    The mean is over the P layers and D elements, as in the authors' code. According to
+    summaries, the paper has the sum, but the published values of beta (10 to 1000) are for the mean.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))

@@ -86,7 +86,7 @@ def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = Non
     if teacher is not None:
         z_t = (teacher.states @ teacher.table.t() + teacher.bias).detach()  # (N, V)
         log_s, log_t = ((z / temperature).log_softmax(-1) for z in (z_s, z_t))
-        # The factor T^2 keeps the size of the gradient when T changes (Hinton et al. 2015, section 2).
+        # The factor T^2 keeps the size of the gradient when T changes (Hinton et al. 2015).
         loss = loss + kl_weight * temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
     return loss
 

@@ -1,4 +1,5 @@
-"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020, section 3.6).
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020), according to summaries of the
+paper, which was not read.
 
 In the transfer, a student layer learns the feature maps and the attention of the teacher layer with the same
 number. In distillation, the student learns to predict masked tokens and to imitate the teacher's predictions.
