@@ -50,7 +50,7 @@ class Progress:
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
-        # when a line was last shown; -inf: the first call shows a line at once, without a pause before it
+        # when a line was last shown; -inf: the first call shows a line at once
         self.shown = float("-inf") if stays else self.begun
         self.in_place = False  # whether the cursor is on the progress line
 

@@ -33,7 +33,7 @@ def run_script(main) -> None:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        # Python flushes stdout when it exits, and the flush must not fail again
+        # stdout becomes os.devnull, so that Python's flush of stdout at the exit does not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

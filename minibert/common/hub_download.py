@@ -42,7 +42,7 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"there is no folder {name} here, and no model of this name on the hub that you may "
                         "read") from None
-    # every exception, because the HTTP client and the disk raise exceptions of many classes
+    # every exception is caught, because the HTTP client raises exceptions of many classes
     except Exception as error:
         why = str(error).strip().splitlines()
         raise UserError(f"there is no folder {name} here, and it could not be downloaded from the hub "

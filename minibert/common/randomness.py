@@ -25,7 +25,7 @@ def uniform(*words) -> np.ndarray:
     """Returns uniform random floats u in (0, 1), computed from the hash `mix(*words)`. log(u) is finite. For
     a list of n elements, int(u * n) is a valid index.
     """
-    # With 53 bits of the hash, the addition of 0.5 would be rounded, and the largest result would become 1.
+    # 52 bits of the hash are used. With 53, a float64 could not hold the 0.5, and the largest u would be 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 

@@ -88,13 +88,14 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
     CPU.
     """
     if training:
-        # By default oneDNN keeps up to 1,024 compiled kernels, one for each input shape. These kernels
-        # fragment the heap: in an hour, the memory of a run grew by half. A layer needs fewer than 16
-        # kernels.
+        # By default, oneDNN stores up to 1,024 compiled kernels, one for each input shape. These kernels
+        # fragment the heap: the memory of a TinyBERT run grew by 42 % in 69 minutes. 16 kernels are enough,
+        # because all layers of a model use the same few kernels: 4 in the forward and 7 in the backward pass
+        # of a BERT in bf16.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # This call fixes MKL's number of threads, even without --threads. Otherwise MKL takes fewer threads on a
-    # busy machine and adds numbers in another order, so a resumed run could differ in the last bit.
+    # The number is set even without --threads. Otherwise MKL takes fewer threads on a busy machine and adds
+    # numbers in another order, so a resumed run could differ in the last bit.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))

@@ -81,7 +81,7 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    # starts and lengths of the used sequences; np.concatenate needs at least one array
+    # starts and lengths of the used sequences; the first pair is empty, for np.concatenate without sequences
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
     found = short = unknown = 0
     checksum = 0
@@ -137,7 +137,7 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
     size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
     if size != expected:
         raise UserError(f"{path} has {size} bytes instead of {expected}; prepare the corpus again")
-    # an empty file cannot be mapped into memory
+    # an empty file gives an ordinary empty array, because np.memmap refuses empty files
     with disk_errors(path, "read"):
         return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if count else np.zeros(0, dtype)
 
@@ -150,7 +150,7 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
     `lines` has the number of tokens of each line. `documents` has the number of lines of each document.
     `room` is the largest number of tokens in a sequence, without [CLS] and [SEP].
     """
-    # for each document, how many lines this document and all documents before it have together
+    # ends[i] is the number of lines in the documents 0 to i
     ends = np.cumsum(documents, dtype=np.int64)
     document = line = token = 0
     while document < len(ends):

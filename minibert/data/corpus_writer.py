@@ -28,7 +28,7 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 2
 PARTS = ("train", "held-out")
-MIN_LENGTH = 12  # by default, shorter sequences are left out; [CLS] and [SEP] are counted
+MIN_LENGTH = 12  # with [CLS] and [SEP]; by default, shorter sequences are left out, as in DistilBERT's code
 SPECIALS = 2  # [CLS] and [SEP]
 
 
@@ -68,7 +68,7 @@ class CorpusWriter:
         self.files = {(part, suffix): open(folder / f"{part}.{suffix}", "wb")
                       for part in PARTS for suffix in self.types}
         self.counts = {part: np.zeros(tokenizer.vocab_size, dtype="<u8") for part in PARTS}
-        # "short": the number of documents with fewer than MIN_LENGTH tokens
+        # "short": the number of documents with fewer than MIN_LENGTH tokens, [CLS] and [SEP] included
         self.totals = {part: dict.fromkeys([*self.types, "short"], 0) for part in PARTS}
         tokenizer.save(folder / "tokenizer")
 

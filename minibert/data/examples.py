@@ -117,7 +117,7 @@ class Drawn(NamedTuple):
     micro_batches: list[LabelledBatch]
     tokens: int
     labelled: int  # number of examples with a label
-    sequences: int  # number of examples
+    sequences: int
 
 
 def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: int, seed: int,

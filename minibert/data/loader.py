@@ -57,7 +57,7 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     are masked, and `selection` says how they are chosen: "bert", "bernoulli" or "whole-word"
     (`masking.SELECTIONS`). Raises `UserError` if there is no text.
     """
-    # "smoothed" needs the token counts of a corpus
+    # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
         raise UserError(f"selection {selection!r} is not one of bert, bernoulli, whole-word")
     if isinstance(texts, str) or not texts:

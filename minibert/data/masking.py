@@ -86,13 +86,12 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
     """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    # (N,): the indices of all tokens, one sequence after the other. Within a sequence, the tokens are sorted
-    # by `draw`, and special tokens come last.
+    # (N,): the indices of all tokens, within each sequence sorted by `draw`, with special tokens last
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
-    # for each token, its place among the sorted tokens of its sequence
+    # (N,): for each token, its place (from 0) among the sorted tokens of its sequence
     rank[order] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # one for each sequence
+    budget = np.maximum(1, np.floor(masking.share * lengths + 0.5)).astype(np.int64)  # (S,)
     return allowed & (rank < np.repeat(budget, lengths))
 
 

@@ -111,7 +111,7 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report: Callable 
 
 # `python -m minibert.data.python_docs` prints the training text, with a blank line between documents.
 if __name__ == "__main__":
-    # data/prepare.py reads UTF-8
+    # the output is UTF-8 on every system, because data/prepare.py reads only UTF-8
     sys.stdout.reconfigure(encoding="utf-8")
     for part, document in split_docs(python_docs()):
         if part == "train":

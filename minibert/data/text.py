@@ -35,7 +35,7 @@ NOT_TEXT = {  # files that begin with these bytes are refused; the values are pa
     b"%PDF-": "is a PDF file; extract its text first",
     b"version https://git-lfs": "is a git-LFS pointer, not the file itself; fetch it with: git lfs pull",
 }
-HEADING = re.compile(r"= (?!= ).* =")  # a top-level heading of WikiText, without spaces around it
+HEADING = re.compile(r"= (?!= ).* =")  # matches a stripped line that is a top-level heading of WikiText
 JOINER = re.compile(r" @([-,.])@ ")
 MARKER = re.compile(r" @[-,.]@ |<unk>")
 
@@ -84,8 +84,8 @@ def walk(folder: Path) -> Iterator[Path]:
     names start with a dot. Links to folders are followed, but each folder is read only once.
     """
     real = Path(os.path.realpath(folder))
-    # No link to a folder in `entered` is followed. The parents of `folder` are in `entered`, because a link
-    # to a parent would lead to files outside `folder`.
+    # No folder in `entered` is read again. The parents of `folder` are in `entered`, because a link to a
+    # parent would lead to files outside `folder`.
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
@@ -121,7 +121,7 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
         with open(path, "rb") as raw:
             unpacked = COMPRESSED.get(path.suffix.lower(), lambda file: file)(raw)
             check_is_text(unpacked.peek(64), path)
-            # an invalid byte is found later by `checked_lines`, which reports its line
+            # "surrogateescape" lets invalid bytes pass, so that `checked_lines` can report their line
             file = io.TextIOWrapper(unpacked, "utf-8-sig", "surrogateescape")
             start = file.read(PREVIEW_CHARACTERS) + file.readline()
             lines = checked_lines(itertools.chain(io.StringIO(start), file), path)
@@ -187,7 +187,8 @@ def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str
 
 def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
     """Yields the documents of a .jsonl file: one for each line, from the field "text". Blank lines and empty
-    texts are left out. Raises `UserError` if any other line has no text in the field "text".
+    texts are left out. Raises `UserError` if a line that is not blank is not a JSON object with a string in
+    the field "text".
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -22,9 +22,9 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# The largest number of texts in one call of `tokenizers`: the results need much memory.
+# The largest number of texts in one call of `tokenizers`. It saves memory, because the results are large.
 ENCODED_AT_ONCE = 1024
-NO_LIMIT = 10**29  # a larger or equal model_max_length means "no limit"
+NO_LIMIT = 10**29  # a model_max_length from this value on means "no limit": transformers writes int(1e30)
 MAX_ALPHABET = 1000  # the largest number of different characters in a trained vocabulary
 
 
@@ -169,7 +169,7 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        # BertTokenizer in transformers ignores max_word and clean_text
+        # PreTrainedTokenizerFast, because BertTokenizer in transformers ignores max_word and clean_text
         if self.max_word != 100 or not self.options["clean_text"]:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":

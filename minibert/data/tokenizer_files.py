@@ -30,8 +30,7 @@ BERT_CLASSES = {f"{name}Tokenizer" for name in (
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# If no file states a tokenizer class, these model_types have the class BertTokenizer. None stands for an old
-# config.json without a model_type.
+# the model_types whose default tokenizer class is BertTokenizer; None: an old config.json without one
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
@@ -104,8 +103,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 max_word = model.get("max_input_chars_per_word", 100)
             else:
                 _say_differences(source, options, normalizer)
-        # A special token for which no file has an id is left out, because the model has no word vector for a
-        # new id. `Tokenizer` then reports that the token is missing.
+        # If no file has an id for one of the five special tokens, the token is left out, because the model
+        # has no word vector for a new id. `Tokenizer` then reports that the token is missing.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
         # In transformers, all blank lines of vocab.txt are one token "". This token changes the ids of added
@@ -221,10 +220,9 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # As in transformers, a token of added_tokens.json that is in `apart` is found in a text before the text
-    # is lower-cased. Any other token of added_tokens.json is found after the text is lower-cased. In
-    # special_tokens_map.json, transformers does not treat the tokens of the list `additional_special_tokens`
-    # as special.
+    # As in transformers, the tokens of added_tokens.json that are in `apart` are found before a text is
+    # lower-cased, all others after it. The list `additional_special_tokens` of special_tokens_map.json is not
+    # added to `apart`, because transformers does not treat its tokens as special here.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}

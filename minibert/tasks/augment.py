@@ -135,8 +135,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,), for each of the V tokens, the index of the first token that differs at most in capital letters,
-    # or -1 if the token cannot be a candidate. So "film" is not replaced by "Film".
+    # (V,): tokens that differ only in capital letters have the same number, so that "film" is not replaced
+    # by "Film". A token that cannot be a candidate has the number -1.
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
@@ -148,7 +148,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
         rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together)
                              for i in query.masked])
-        # (M,), the entry of `spelling` for each of the M masked tokens of the batch
+        # (M,): the entries of `spelling` for the M words that are masked in the batch
         own = spelling[[query.ids[i] for query in together for i in query.masked]]
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # (M, D), where D is the hidden size

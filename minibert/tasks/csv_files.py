@@ -102,7 +102,7 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     """Returns the column names in lower case, and the rows. Blank lines, lines with commas only, and columns
     without a name are left out, because spreadsheets may write them.
     """
-    csv.field_size_limit(1 << 28)  # by default, Python's csv refuses fields of more than 128 KB
+    csv.field_size_limit(1 << 28)  # by default, Python's csv refuses fields of more than 131,072 characters
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
     names, rows, start = [], [], 1
     try:

@@ -187,5 +187,5 @@ def unpack(archive: Path, folder: str) -> None:
           tempfile.TemporaryDirectory(prefix=f".{folder}.", dir=target.parent) as temporary):
         shutil.unpack_archive(archive, temporary, **safe)
         if target.is_dir():
-            target.rmdir()  # place_for has checked that the folder is empty
+            target.rmdir()  # Windows renames no folder to an existing one; `place_for` allows an empty folder
         os.rename(Path(temporary) / folder, target)

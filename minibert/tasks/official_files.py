@@ -29,7 +29,7 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         return _read_imdb(task, root, table.file)
     if task.name == "mrpc" and not (root / table.file).exists() and (root / MSR_TRAIN).exists():
         return _read_msr(task, root, split)
-    # the folder of AX is beside the folder of MNLI
+    # AX belongs to MNLI, but its folder is beside MNLI's folder, so the parent folder is searched, too
     parents = (root, root.parent) if split == "ax" else (root,)
     places = [parent / name for parent in parents for name in table.file.split("|")]
     path = next((place for place in places if place.exists()), None)
@@ -136,7 +136,7 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
     """
     examples = []
     for label, word in enumerate(task.words):
-        # macOS writes extra files, for example "._0_9.txt". They are no reviews.
+        # files such as "._0_9.txt" are skipped: macOS adds them, and they are no reviews
         files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
             raise _not_there(root / part / word / "*.txt", task)

@@ -18,8 +18,8 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-# A batch has at most this number of tokens, without the padding. Each row is padded to the longest row of its
-# batch, so large batches need more padding than small batches.
+# The largest number of tokens in a batch, without padding. It is small, because each row is padded to the
+# longest row of its batch.
 PADDED_TOKENS = 1024
 
 

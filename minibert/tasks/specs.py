@@ -116,12 +116,12 @@ def _mnli() -> dict[str, Table]:
             "dev_mismatched": dev._replace(file="dev_mismatched.tsv"),
             "test_matched": test._replace(file="test_matched.tsv", submission="MNLI-m.tsv"),
             "test_mismatched": test._replace(file="test_mismatched.tsv", submission="MNLI-mm.tsv"),
-            # data/download.py saves the file as diagnostic.tsv; on the leaderboard's page its name is AX.tsv
+            # one file with two names: diagnostic.tsv from data/download.py, AX.tsv on the leaderboard's page
             "ax": Table("diagnostic/diagnostic.tsv|AX.tsv", "index\tsentence1\tsentence2", "sentence1",
                         "sentence2", submission="AX.tsv")}
 
 
-# the headers of the train and test files of RTE and WNLI
+# the headers of the train.tsv and of the test.tsv of RTE and WNLI
 INFERENCE = ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2")
 STS_B = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
 BINARY = ("0", "1")
@@ -154,7 +154,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
-         # the published figures are of version 2, which has other splits than version 1
+         # version 2, because the published figures are of its splits; version 1 has other splits
          GLUE_URL + "QNLIv2.zip",
          _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
                  "question", "sentence"),
@@ -165,8 +165,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (
     Task("wnli", ("not_entailment", "entailment"), BINARY, ("accuracy",), "WNLI", GLUE_URL + "WNLI.zip",
          _splits(*INFERENCE, "WNLI.tsv"), epochs=5,
          published=_paper("accuracy", 53.5, 56.3)),
-    # IMDb has no dev split, so "dev" is the test set, and the best epoch is chosen on the test set. The
-    # maximum length is 512 because reviews are long.
+    # IMDb has no dev split, so "dev" is the test set, and the best epoch is chosen on the test set.
     Task("imdb", ("negative", "positive"), ("neg", "pos"), ("accuracy",), "aclImdb",
          "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
          {"train": Table("train"), "dev": Table("test")}, max_length=512,

@@ -145,7 +145,7 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    # the pairs for SQuAD have no answers, so they are cut at the maximum length, not divided into windows
+    # Without answers, SQuAD pairs are tokenised as for classification: cut, not divided into windows.
     if task.kind == "span":
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)

@@ -93,7 +93,7 @@ def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
     """Returns the indices of the first and the last token with characters of an answer, or None if no token
     has characters of the answer.
     """
-    # an answer may start inside a token, so `first` is the first token that ends after the answer's start
+    # `first` may start before the answer, because an answer can start inside a token
     first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
     last = int(np.searchsorted(chars[:, 0], answer.start + len(answer.text), side="left")) - 1
     return (first, last) if first <= last else None
@@ -105,7 +105,7 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
     """
     borders = [(0, min(room, tokens))]
     while borders[-1][1] < tokens:
-        # with a stride larger than `room`, some tokens would be in no window
+        # at most `room`, because otherwise some tokens would be in no window
         begin = borders[-1][0] + min(room, stride)
         borders.append((begin, min(begin + room, tokens)))
     return borders
