@@ -57,7 +57,8 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # `masked_fill` replaces the indexing with a mask, which would wait for the GPU to count the elements
+        # The loss of an example without a label is set to 0. Indexing with a mask would wait for the GPU to
+        # count the labels.
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 

@@ -14,7 +14,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or p == 0:
         return x
-    # torch's dropout is fast on a GPU, and the compiler can fuse it with other operations
+    # on a GPU, torch's dropout is one kernel; the compiler can fuse it with other operations
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     # An element is set to 0 for `dropped` of the 2^16 random values. `dropped` is less than 2^16, because the
