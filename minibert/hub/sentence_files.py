@@ -82,7 +82,7 @@ def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | N
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # the fields in SWITCHES cannot state the order of pooling.modes
+        modes = {"pooling_mode": pooling.modes}  # SWITCHES cannot state the order of pooling.modes
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)
