@@ -28,8 +28,7 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# For each of these commands, the name of one option may be left out: `bench.py size bert-base` means
-# `bench.py size --models bert-base`.
+# the option whose name may be left out: `bench.py size bert-base` means `bench.py size --models bert-base`
 PLAIN = {"sentences": "--models", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:

@@ -69,10 +69,10 @@ class Run(NamedTuple):
     runtime: Runtime
     out: Path
     method: Method
-    weights: object  # the weights of the loss terms, and other settings of the loss
+    weights: object  # the weights of the loss terms, and other settings, for example the temperature
     module: nn.Module  # the trained module: the student, or the method's wrapper around it
     teacher: nn.Module | None
-    origins: list[int] | None  # see `Models`
+    origins: list[int] | None  # as in `Models`
     tokenizer: Tokenizer
     corpus: Corpus
     held_out: Step | None  # sequences of the held-out text or of --eval-corpus
@@ -283,7 +283,8 @@ def learn(run: Run) -> None:
             if run.plan and stage_at(run.plan, done) != stage:
                 stage = stage_at(run.plan, done)
                 weights = stage_weights(stage, run.weights)
-                # the stages train different layers or have different loss terms
+                # The parameters to train are chosen again, because the stages train different layers or have
+                # different loss terms.
                 begin_stage(stage, done, module, optimizer)
                 freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
             data = next(upcoming)
@@ -303,8 +304,7 @@ def learn(run: Run) -> None:
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank computes these figures. If only the first rank computed them, the other ranks would
-            # wait for the first rank, so no time would be saved.
+            # Every rank computes these figures, because waiting for those of the first rank takes as long.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
@@ -390,11 +390,10 @@ def finish(run: Run, initial: nn.Module | None) -> None:
     # a method without an MLM head trains no head, so only the encoder is saved
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):
-        # `source` is the model from which the student took its pooling
+        # `source` is the loaded model whose pooling is used: the student itself, or else the teacher
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
-        # The files of sentence-transformers say how the sentence vector is computed, so they are saved with
-        # the model.
+        # `save` also writes these files, because they say how the sentence vector is computed
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     minibert.save(student, out / "model", run.tokenizer, card=card)

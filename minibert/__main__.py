@@ -137,7 +137,7 @@ def printable(text: str) -> str:
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     """Returns the most likely tokens for each [MASK], with their probabilities."""
-    # in some vocabularies, the mask token has another name than [MASK]
+    # names[4] is the mask token, which in some vocabularies is not written [MASK]
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):

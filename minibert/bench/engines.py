@@ -195,7 +195,7 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
 }
 
 
-# the packages that a library or engine needs, to run and to write its files
+# the packages that each engine needs to run and to write its files
 PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["ctranslate2", "transformers"],
             "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],
             "openvino": ["openvino", "onnx", "onnxscript"],

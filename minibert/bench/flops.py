@@ -60,7 +60,7 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 def matrix_peak(runtime: Runtime) -> float:
     """Multiplies two large square matrices ten times, and returns the highest FLOP/s of the ten products."""
     on_gpu = runtime.device.type == "cuda"
-    # on a GPU, the start of a kernel takes longer than a small product
+    # The product on a GPU is larger, because the start of a kernel takes longer than a small product.
     size = 8192 if on_gpu else 2048
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))

@@ -20,8 +20,7 @@ class TrainRun(NamedTuple):
     machine: str
     tokens: int
     seconds: float  # the time of the steps, without preparation and evaluation
-    # for each evaluation during the training: the number of tokens until then, and the held-out scores
-    curve: list[tuple[int, dict]]
+    curve: list[tuple[int, dict]]  # trained tokens and held-out scores at each evaluation during training
     held_out: dict[str, dict]
     table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
@@ -33,8 +32,7 @@ class TuneRun(NamedTuple):
     machine: str
     task: str
     settings: dict  # the values of train_examples (None: all), epochs, batch, lr and max_length
-    # a dict from metrics to lists; a list has one value in percent for each seed
-    scores: dict[str, list[float]]
+    scores: dict[str, list[float]]  # for each metric, a list with one value in percent for each seed
     seconds: float  # the sum of the training times of all seeds
     baseline: dict[str, float] | None  # the scores of a constant prediction; None for SQuAD
 

@@ -118,7 +118,7 @@ def work(line: Line, stop: list[int]) -> int:
         log = open(line.log, "a", encoding="utf-8")
     with log:
         print(f"$ {shlex.join([line.script, *words])}", file=log, flush=True)
-        # Without a session of its own, the command would get Ctrl-C twice: from the terminal and from
+        # The command gets a new session. Otherwise it would get Ctrl-C twice: from the terminal and from
         # bench.py.
         process = subprocess.Popen([sys.executable, str(ROOT / line.script), *words], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)

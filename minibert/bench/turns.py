@@ -64,7 +64,7 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
-    # some workers start child processes, which a daemon process cannot do
+    # This is not a daemon process, because a daemon process cannot start child processes, as some workers do.
     process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
     worker_end.close()

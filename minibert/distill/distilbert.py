@@ -74,7 +74,7 @@ def mlm(student: nn.Module, teacher: nn.Module | None, micro: MicroBatch, weight
     section 3.1, task 1).
     """
     last = student.encoder(micro.batch)  # (N, D)
-    rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) for M masked tokens
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows],
                             labelled=torch.arange(len(rows)), mlm_weight=weights.mlm / counts["mlm"])
     return loss, {"mlm": sums.mlm, "accuracy": sums.correct}

@@ -57,7 +57,7 @@ class SentenceStudent(nn.Module):
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
-                # sentence-transformers saves a linear layer with an activation; Identity changes nothing
+                # `Identity` is added: sentence-transformers saves an activation with each linear layer
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
         # `self.sentences` is not an nn.Module, so its layers would not be trained without `self.layers`.

@@ -25,7 +25,7 @@ from minibert.model.batch import MicroBatch, Step
 class Method(NamedTuple):
     """The functions and settings of one method."""
 
-    loss: Callable  # distilbert.py describes its arguments and results
+    loss: Callable  # distilbert.py describes the arguments and results of a loss
     weights: type  # a dataclass: the weights of the terms and other settings
     counts: Callable  # takes (step, weights); returns, for each term, the divisor of its sum
     # Takes (student's config, teacher's config, weights). Raises `UserError` if the two models cannot be
@@ -37,7 +37,7 @@ class Method(NamedTuple):
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
-# Default options, mostly those of BERT's own pre-training.
+# Default options. All values except `init` and `min_length` are those of BERT's pre-training.
 BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", lr=1e-4, warmup=0.01,
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 

@@ -29,8 +29,8 @@ class MobileBERTWeights:
     mean: float = 5000.0
     variance: float = 5.0
     attention: float = 1.0
-    mlm: float = 0.5  # weight of the MLM term, alpha in the paper
-    kd: float = 0.5  # weight of the KD term, 1 - alpha in the paper
+    mlm: float = 0.5  # alpha in the paper
+    kd: float = 0.5  # 1 - alpha in the paper
     temperature: float = 1.0  # temperature of KD; the paper has none
     layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
 
@@ -62,7 +62,6 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
             terms["attention"] = relation_sum(
                 student_trace.queries[layer - 1], student_trace.keys[layer - 1],
                 teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)
-        # a term with weight 0 does not appear in metrics.jsonl
         for name, term in terms.items():
             if getattr(weights, name):
                 sums[name] = sums.get(name, 0) + term / L
@@ -100,7 +99,7 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
     `last` has two tensors: the last hidden states (N, D) of the student and of the teacher at N tokens.
     """
     last, teacher_last = last
-    rows = micro.masked.to(last.device, non_blocking=True)  # (M,)
+    rows = micro.masked.to(last.device, non_blocking=True)  # (M,) for M masked tokens
     with torch.no_grad():
         teacher_side = vocab_side(teacher, teacher_last[rows]) if weights.kd else None
     loss, sums = vocab_loss(vocab_side(student, last[rows]), micro.labels[rows], teacher_side,

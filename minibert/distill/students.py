@@ -198,7 +198,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
             raise UserError(f"the teacher has no {origin} that the student could copy: student and teacher "
                             "have different kinds of heads or token types")
         student_weights[name] = teacher_weights[origin]
-    # copies the values, so no tensor is shared with the teacher
+    # `load_state_dict` copies the values, so student and teacher share no tensor
     student.load_state_dict(student_weights, strict=False)
     token_types = encoder_of(teacher).segment
     if token_types is not None and encoder_of(student).segment is None and fold_segments:

@@ -57,7 +57,8 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # x[mask] would wait for the GPU, because the number of selected elements depends on the mask
+        # The loss of an example without a label is set to 0. Indexing with a mask would wait for the GPU to
+        # count the labels.
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 
@@ -115,6 +116,7 @@ def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts:
         return output_loss(model, model(micro.batch), weights, counts, micro)
     hiddens = model.encoder.trace(micro.batch).hiddens
     loss, sums = output_loss(model, model.classify(hiddens[-1], micro.batch), weights, counts, micro)
+    # P is the number of `layers`
     student_cls = torch.stack([hiddens[i][micro.batch.first_tokens] for i in layers], 1)  # (S, P, D)
     patience = patience_sum(student_cls, micro.targets["cls"])
     return loss + weights.beta / counts["patience"] * patience, sums | {"patience": patience.detach()}

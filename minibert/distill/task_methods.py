@@ -12,7 +12,7 @@ class TaskMethod(NamedTuple):
     needs_teacher: bool  # false: the method also works with the labels alone
     spans: bool  # true: the method can learn SQuAD
     cut: bool  # true: the student's layers must be copied from the teacher at the start
-    defaults: dict  # the default values of some options of finetune.py in a run with --teacher
+    defaults: dict  # default values of the named options of finetune.py in a run with --teacher
 
 
 TASK_METHODS = {

@@ -22,8 +22,8 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# The first argument of `uniform` in `replaced_groups`. No other file uses the value of `DRAW`, so the draws
-# of `replaced_groups` are independent of all other draws.
+# No other call of `uniform` has the first argument `DRAW`, so the draws of `replaced_groups` are independent
+# of all other draws.
 DRAW = 0x7E5E05
 
 

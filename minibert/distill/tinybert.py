@@ -64,11 +64,10 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
     if isinstance(student, TinyBERTStudent):
         matrices = [projection.weight for projection in student.projections]
     sums = {}
-    # L_embd is the mean squared difference of E^S W_e and E^T, the embeddings of student and teacher
+    # L_embd of the paper; `matrices[0]` is W_e
     if weights.embedding:
         sums["embedding"] = hidden_sum(student_trace.hiddens[0], teacher_trace.hiddens[0], matrices[0])
-    # L_hidn is the sum over the student's layers of the mean squared difference of H^S W_h and H^T, where
-    # H^S and H^T are the hidden states of student and teacher
+    # L_hidn of the paper, summed over the student's layers; `matrices[m]` is W_h of layer m
     if weights.hidden:
         sums["hidden"] = sum(
             hidden_sum(student_trace.hiddens[m], teacher_trace.hiddens[g[m]], matrices[m])

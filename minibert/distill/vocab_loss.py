@@ -27,8 +27,8 @@ from torch import Tensor
 
 from minibert.model.batch import IGNORE
 
-# Matrix products are fast with many rows, so a chunk has 64 MB of logits. On a CPU, elementwise operations
-# are fast if their input fits in the cache, so they are computed in tiles of 0.5 M logits.
+# A chunk has 64 MB of logits, because matrix products are fast with many rows. On a CPU, elementwise
+# operations read tiles of 0.5 M logits, because such a tile fits in the cache.
 CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
@@ -119,9 +119,8 @@ class _VocabLoss(torch.autograd.Function):
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
             sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
-            # The weights were divided by the number of tokens of the step, so the gradients of the logits are
-            # very small. In fp16 most of them would become 0. So the weights are multiplied by `up`, and at
-            # the end the gradients are divided by `up`.
+            # `mlm_weight` and `kl_weight` were divided by numbers of tokens. So in fp16, most gradients of
+            # the logits would become 0. `up` multiplies both weights, and divides the gradients at the end.
             up = 1.0
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
@@ -130,7 +129,7 @@ class _VocabLoss(torch.autograd.Function):
             marked = terms.labelled.to(states.device, non_blocking=True)
             chunk = terms.chunk or CHUNK_BYTES // (len(table) * table.element_size())
             chunk = max(1, min(chunk, len(states)))
-            # Allocating new buffers for each chunk would take as long as one operation on the chunk.
+            # All chunks share two buffers. A new buffer would take as long as one operation on the chunk.
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
@@ -157,8 +156,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1, so the gradients need no multiplication. On a GPU, the
-        # comparison with 1 would wait for the GPU.
+        # Without a loss scale, `grad_loss` is 1, and the multiplication is skipped. On a GPU, the comparison
+        # with 1 would wait for the GPU, so the gradients are always multiplied.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -191,7 +190,6 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
                     else torch.zeros_like(logits).index_copy_(0, here, grad_mlm))
             grad *= terms.mlm_weight
         if grad_bias is not None:
-            # in fp32, because 16 bits lose small terms of a long sum
             grad_bias += grad.sum(0)
         z[inside] = grad
 

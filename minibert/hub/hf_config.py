@@ -105,7 +105,7 @@ def _labels(raw: dict) -> dict:
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
                         "valid number")
-    if count != len(labels):  # transformers 4 reads one of the numbers, and transformers 5 the other
+    if count != len(labels):  # transformers 4 uses id2label, and transformers 5 num_labels
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 
@@ -163,7 +163,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # the user set this value, because `load` sets 0
+    if config.attention_dropout:  # a value that the user set, because `load` sets 0
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

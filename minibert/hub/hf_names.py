@@ -89,8 +89,7 @@ TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embe
 DROPPED = (  # patterns for the names of tensors that no model of minibert has
     # Old versions of transformers store two constants: the positions 0, 1, 2 ... and the token types, all 0.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
-    # TinyBERT's distillation needs these matrices, which map the student's hidden states to the teacher's
-    # width.
+    # Only TinyBERT's distillation needs these: they map the student's hidden states to the teacher's width.
     r"fit_dense\.(weight|bias)",
     r"fit_denses\.\d+\.(weight|bias)",
 )

@@ -39,8 +39,7 @@ class Beside:
 
     settings: dict = field(default_factory=dict)  # the result of `other_settings` for config.json
     tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads, with minibert's names
-    # the files of sentence-transformers, from paths to contents
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)  # of sentence-transformers, from paths to contents
 
 
 def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin: bool = False,
@@ -89,8 +88,7 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, renamed)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, renamed) if relabelled or wanted != own else []
-    # The shapes are checked first, because a wrong size in config.json could make new tensors that fill the
-    # memory.
+    # Shapes are checked before new tensors are made: a wrong size in config.json could fill the memory.
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, renamed, names)
     if new:
@@ -253,7 +251,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
     the folder has the complete old model, the complete new model, or no config.json. `load` refuses a folder
     without config.json.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile puts the original model in this attribute
+    model = getattr(model, "_orig_mod", model)  # the model inside the wrapper of torch.compile
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
     # As in transformers, the tensor names in the file of an encoder do not begin with the architecture (for
     # example "bert."). But if `beside` adds the tensors of a head, the names of the encoder's tensors begin

@@ -31,8 +31,7 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version of the ONNX operators that torch writes without a conversion
-# An exported file is checked with these batches. Each batch is given as a tuple with the lengths of its
-# sequences, and the length of its padded rows.
+# an exported file is checked with these batches: the lengths of the sequences, the length of the padded rows
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # an fp32 file is refused if its `deviation` from the model is larger
 
@@ -43,7 +42,7 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     tokens and False for padding.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
-    # With -inf, the softmax of a row that has only padding would be NaN.
+    # Padding gets the lowest finite score. With -inf, the softmax of a row of only padding would be NaN.
     scores = scores.masked_fill(~keep[:, None, None, :], torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v
 
@@ -78,7 +77,8 @@ class Padded(nn.Module):
                 token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """Returns the outputs, in the order of `OUTPUTS`."""
         encoder, keep = encoder_of(self.model), attention_mask != 0
-        # in BERT and DistilBERT, the embedding of a token depends on no other token, so padding is harmless
+        # `embed` treats padding like tokens. This is harmless in BERT and DistilBERT, because the embedding
+        # of a token does not depend on other tokens.
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         lengths = torch.full(input_ids.shape[:1], input_ids.shape[1])
         x = encoder.embed(Batch(input_ids, positions, token_type_ids, None, lengths))  # (S, T, D)
@@ -277,7 +277,7 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     The fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises `UserError` and writes nothing if the model
     cannot be exported, if the check fails, or if `judge` refuses the file.
     """
-    model = getattr(model, "_orig_mod", model).eval()  # torch.compile keeps the model in `_orig_mod`
+    model = getattr(model, "_orig_mod", model).eval()  # the model inside the wrapper of torch.compile
     config, head, folder = model.config, head_of(model), Path(folder)
     if config.architecture == "mobilebert":
         raise UserError("minibert cannot export a MobileBERT to ONNX; save it in Hugging Face's format, "

@@ -34,7 +34,7 @@ def keep_layers(model: nn.Module, layers: list[int]) -> nn.Module:
     return _like(model, weights, layers=len(layers))
 
 
-LAYER = r"((?:encoder\.)?layers\.)(\d+)"  # matches the start of the name of a layer's tensor
+LAYER = r"((?:encoder\.)?layers\.)(\d+)"
 
 
 @torch.no_grad()

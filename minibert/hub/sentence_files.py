@@ -27,9 +27,9 @@ SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
 SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
-# `embed` accepts these settings in sentence_bert_config.json. `_pooling` reads max_seq_length and
-# do_lower_case, and refuses some values of module_output_name. The other settings in `KNOWN` are ignored.
-# `embed` refuses a model if the file has an unknown setting whose value is not empty and not false.
+# `embed` knows these settings of sentence_bert_config.json. It uses max_seq_length and do_lower_case.
+# The value of module_output_name must be "token_embeddings" or null. The other settings here are ignored.
+# `embed` refuses a model if the file has an unknown setting whose value is not empty, false, 0 or null.
 KNOWN = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
@@ -53,7 +53,7 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
         for name in (SHARED, *OWN):
             if (place / name).is_file():
                 files[name] = (place / name).read_bytes()
-    if not (root / "modules.json").is_file():  # for example, the folder of a cross-encoder
+    if not (root / "modules.json").is_file():  # not a sentence encoder, for example a cross-encoder
         return None, files
     try:
         modules = _modules(root)
@@ -82,7 +82,7 @@ def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | N
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # the fields in SWITCHES cannot state this order
+        modes = {"pooling_mode": pooling.modes}  # SWITCHES cannot state the order of pooling.modes
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)

@@ -78,7 +78,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the last three errors mean that torch lacks the dtype
+            AttributeError) as error:  # the errors from TypeError on mean that torch lacks the dtype
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
@@ -111,8 +111,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     for name, t in tensors.items():
-        # In a damaged file, a million rows of a tensor can share 4 bytes. A copy of the tensor would fill the
-        # memory.
+        # Each element needs bytes of its own. In a damaged file, a million rows can share 4 bytes, and a copy
+        # of this tensor would fill the memory.
         if t.layout != torch.strided or t.device.type != "cpu" or t.is_quantized or (
                 t.untyped_storage().nbytes() < t.numel() * t.element_size()):
             raise UserError(f"{path}: {name} is not a plain tensor with all its values in the file")
@@ -123,6 +123,6 @@ def existing(path: Path, what: str | None = None) -> Path:
     """Returns `path`. Raises `UserError` if `path` is not a file; the message calls it `what` (default: its
     name).
     """
-    if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
+    if not os.path.isfile(path):  # not Path.is_file, which raises an error if the name is too long
         raise UserError(f"{path.parent} holds no {what or path.name}{what_it_holds(path.parent)}")
     return path

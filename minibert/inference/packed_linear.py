@@ -22,7 +22,7 @@ from minibert.model.encoder import activation
 # the largest number of tokens for which oneDNN's packed product in fp32 is faster than MKL's plain product
 # on a CPU without AVX-512 (docs/inference.md)
 FEW_TOKENS = 128
-TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0
+TINY = torch.finfo(torch.float32).tiny  # replaces a scale of 0, because 0 / 0 is NaN
 
 
 class Plain(nn.Module):
@@ -174,7 +174,7 @@ class FbgemmInt8(Int8):
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # torch warns that quantised tensors will be removed, but FBGEMM needs one
+            # FBGEMM needs a quantised tensor, so torch's warning about their removal is hidden
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -228,7 +228,7 @@ def best_int8() -> type[Int8] | None:
 def _seconds(kernel: type[Int8], tokens: int = 64, width: int = 768) -> float:
     """Measures several products and returns the shortest time, in seconds."""
     product, x, taken = kernel(torch.ones(width, width), torch.zeros(width)), torch.ones(tokens, width), []
-    for _ in range(6):  # the first product is slow
+    for _ in range(6):  # more than one product, because the first is slow
         begun = time.perf_counter()
         product(x)
         taken.append(time.perf_counter() - begun)

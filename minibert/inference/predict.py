@@ -111,7 +111,7 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | No
     check_examples(make_examples(ids, segments, np.array([-1])), model.config, "the model")
     model.eval()
     with runtime.autocast():
-        logits = model(pack(ids, segments).to(runtime.device))[at, :tokenizer.vocab_size]  # (masks, V)
+        logits = model(pack(ids, segments).to(runtime.device))[at, :tokenizer.vocab_size]  # (n, V), n masks
     model.train(training)
     p, found = logits.float().softmax(-1).topk(min(best, tokenizer.vocab_size))
     return [[(tokenizer.id_to_piece(i), share) for i, share in zip(row, shares)]

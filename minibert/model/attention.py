@@ -41,7 +41,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     if q.is_cuda and half and dropout == 0 and _has_varlen(q.device):
         return _attend_varlen(q, k, v, batch)
     if q.device.type == "cpu" and half and (q.requires_grad or not forward_in_half_pays()):
-        # the backward pass of torch's attention on a CPU takes 2 to 10 times as long in 16 bits as in fp32
+        # Attention is computed in fp32: in 16 bits, its backward pass on a CPU takes 2 to 10 times as long.
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), batch, dropout).to(q.dtype)
     runs = runs_of_equal_length(batch.lengths.tolist())
@@ -50,7 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Batch, dropout: float = 0.0) 
     # `split` is faster here than slices: the backward pass of each slice would fill a whole tensor (N, H, E)
     # with zeros.
     for (count, length), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes)):
-        dense = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (count, H, T, E)
+        dense = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)  # (count, H, T, E), T = length
         piece = F.scaled_dot_product_attention(*dense, dropout_p=dropout)
         pieces.append(piece.transpose(1, 2).flatten(0, 1))  # (count * T, H, E)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -78,7 +78,7 @@ def _has_varlen(device: torch.device) -> bool:
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-    # older versions of torch do not have this module
+    # the import is in this function, because older versions of torch do not have the module
     from torch.nn.attention.varlen import varlen_attn
 
     size, longest = q.shape[-1], int(batch.lengths.max())

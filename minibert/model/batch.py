@@ -117,7 +117,7 @@ def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1
     Each rank takes every `ranks`-th sequence, so all ranks get about the same number of tokens.
     """
     made, group, size = [], [], 0
-    # stable: all ranks need the same order of sequences of equal length
+    # the sort is stable, so that all ranks have one order and no two ranks take the same sequence
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
         if group and size + lengths[i] > micro_tokens:
             made.append(np.array(group))

@@ -14,14 +14,15 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or p == 0:
         return x
-    # the compiler can fuse torch's dropout with other operations
+    # on a GPU, torch's dropout is one kernel; the compiler can fuse it with other operations
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    # `dropped` is the number of random values (of 2^16) for which an element is set to 0
+    # An element is set to 0 for `dropped` of the 2^16 random values. `dropped` is less than 2^16, because the
+    # last line divides by 2^16 - `dropped`.
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1
-    # `out` has the dtype of x, so the comparison writes 0 or 1 in this dtype. To convert a bool mask to this
-    # dtype would take as long as to draw the random bits.
+    # The comparison writes 0 or 1 in the dtype of x. The conversion of a bool mask to this dtype would take
+    # as long as the draw of the random bits.
     keep = torch.ge(draws, dropped - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
     return x * (2**16 / (2**16 - dropped)) * keep

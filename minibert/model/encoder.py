@@ -32,7 +32,7 @@ def activation(name: str, x: Tensor) -> Tensor:
     """Applies GELU with the error function ("gelu"), GELU with tanh ("gelu_tanh"), or ReLU ("relu")."""
     if name == "relu":
         return F.relu(x)
-    # the results of the two GELUs differ by up to 5e-4
+    # a model needs the GELU that it was trained with: the results of the two differ by up to 5e-4
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
@@ -75,7 +75,6 @@ class Encoder(nn.Module):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, D)
         self.position = nn.Embedding(config.max_positions, D)
-        # None in DistilBERT
         self.segment = nn.Embedding(config.segments, D) if config.segments else None
         self.norm = nn.LayerNorm(D, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))

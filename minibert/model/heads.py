@@ -125,8 +125,7 @@ class Span(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
-        # the start logit and the end logit of each token (Devlin et al. 2018, section 4.2)
-        self.span = nn.Linear(config.hidden_size, 2)
+        self.span = nn.Linear(config.hidden_size, 2)  # Devlin et al. 2018, section 4.2
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns the start and end logits (N, 2) of N tokens. A softmax over the tokens of one sequence

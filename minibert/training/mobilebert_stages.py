@@ -82,7 +82,7 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
         return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
-    # The authors' code has `done` instead of `done + 1`, so its first step has the rate 0.
+    # `done + 1`, so that the first step has a rate above 0. The authors' code has `done`.
     progress = (done + 1) / length
     background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
     lowest, highest = stage.layers[0], stage.layers[-1]

@@ -34,7 +34,7 @@ def parameter_groups(model: nn.Module, weight_decay: float,
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # a shared parameter has two names, but must be in one group only
+            # a parameter with two names is added once, because torch's optimisers refuse it in two groups
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 plain = isinstance(module, nn.LayerNorm) or name == "bias"

@@ -55,7 +55,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
-        if p.grad is None:  # a rank without micro-batches has no gradients, but must join the sum
+        if p.grad is None:  # a rank without micro-batches has no gradients, but joins the sum over ranks
             p.grad = torch.zeros_like(p)
     names = sorted(counts)  # all ranks need the same order, because they sum the terms in one tensor
     zero = torch.zeros((), device=runtime.device)
