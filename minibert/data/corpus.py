@@ -81,8 +81,8 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    # Starts and lengths of the used sequences. The first pair has empty arrays, because np.concatenate needs at
-    # least one array.
+    # Starts and lengths of the used sequences. The first pair has empty arrays, because np.concatenate needs
+    # at least one array.
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
     found = short = unknown = 0
     checksum = 0
