@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
     # the summary compares the trained student with this copy of the untrained student
     initial = copy.deepcopy(run.module) if run.held_out else None
-    # The training text has only token type 0, so `learn` trains no vector of another token type. After
-    # `learn`, the vector of type 0 is copied to the types that have the same vector as type 0 before `learn`.
+    # `learn` trains only the vector of token type 0, because the text has no other type. A type whose vector
+    # was equal to that of type 0 gets the trained vector. Otherwise the types of a pair would differ later.
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
@@ -167,7 +167,7 @@ def student_alone(options: Options) -> Models:
 
 
 def student_and_teacher(options: Options, method: Method, weights) -> Models:
-    """Returns the teacher with the head that the method needs, and the student."""
+    """Returns `Models` with the student, and the teacher with the head that the method needs."""
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
@@ -393,7 +393,7 @@ def finish(run: Run, initial: nn.Module | None) -> None:
         # `source` is the loaded model whose pooling is used: the student itself, or else the teacher
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
-        # `save` also writes these files, because they say how the sentence vector is computed
+        # `save` also writes `beside.files`, which say how the sentence vector is computed
         student.sentences = module.sentences
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     minibert.save(student, out / "model", run.tokenizer, card=card)

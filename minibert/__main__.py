@@ -153,7 +153,7 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
     remark = cut_remark(guest, text, pair)
     if config.regression:
         return [row("score", f"{logits[0]:.3f}"), *remark]
-    # a sigmoid, because a text can have several of the labels
+    # in a multi-label model, each label has its own probability (sigmoid instead of softmax)
     several = config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()

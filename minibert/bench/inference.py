@@ -121,8 +121,9 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """Evaluates a fine-tuned model on `limit` dev examples (None: all), in fp32 and in each fast mode that
-    can run. Returns for each mode the scores in percent, and the change of the logits from fp32.
+    """Evaluates a fine-tuned model on `limit` dev examples (None: all): the model without `fast` in fp32, and
+    each mode of `fast` that can run. Returns for each mode the scores in percent, and how far the logits are
+    from those of the model without `fast`.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)

@@ -78,7 +78,7 @@ def size_of(name: str, length: int) -> dict:
 
 
 def shown(row: dict) -> dict:
-    """Returns a row of the table, as text. `row` is a result of `size_of`."""
+    """Returns a row of the table as a dict from columns to texts. `row` is a result of `size_of`."""
     def number(value: float | None, unit: float, form: str) -> str:
         return "-" if value is None else format(value / unit, form)
 

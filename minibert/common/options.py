@@ -80,8 +80,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """Returns a dict with an entry for each option of `cls` that has no effect together with the option
-    values `given`: the reason, as a part of an error message.
+    """Finds the options of `cls` that have no effect with the option values `given`. Returns a dict from the
+    name of such an option to the reason, which is a part of an error message.
     """
     reasons = {}
     for field in dataclasses.fields(cls):

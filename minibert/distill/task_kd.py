@@ -110,7 +110,8 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the micro-batch's part of the step's loss, and the detached sum of each term over the
-    micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are compared.
+    micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are
+    compared with those of the teacher.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)

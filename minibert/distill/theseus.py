@@ -7,8 +7,8 @@ Embeddings, pooler and head are copies of the teacher's; only the student's laye
 compares the outputs of this mixed model with the labels, and with the teacher's outputs if `alpha` is above
 0.
 
-When the probability is 1, the training continues without teacher layers. In the paper, this part of the run
-is a second stage.
+The probability rises during the training. When it is 1, the training continues without
+teacher layers. In the paper, this part of the run is a second stage.
 """
 
 import math

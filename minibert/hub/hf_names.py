@@ -142,8 +142,8 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# Unusual field names in some config.json files on the hub, and the usual names. If a config.json has both
-# names, the value of the unusual name is used.
+# From unusual field names, which some config.json files of DistilBERT have, to the usual names. If a
+# config.json has both names, the value of the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
 # `save` does not copy these keys from the loaded config.json. It computes some of them from the model, and

@@ -50,7 +50,7 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
     MLM head gets a new MLM head.
     """
     model, tokenizer = load(name), load_tokenizer(name)
-    if isinstance(model, PreTraining):  # loaded without the next-sentence head, which is not trained
+    if isinstance(model, PreTraining):  # loads again, without the next-sentence head, which is not trained
         model = load(name, head="mlm")
     if not isinstance(model, MaskedLM):
         say(f"{name} has no MLM head: a new one is trained")
