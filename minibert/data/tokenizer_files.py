@@ -222,8 +222,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
     # `apart` has the tokens that are found in a text before it is lower-cased, as in transformers. All other
     # tokens of added_tokens.json are found after the text is lower-cased. The list
-    # `additional_special_tokens` of special_tokens_map.json is not added to `apart`, because transformers does
-    # not treat its tokens as special here.
+    # `additional_special_tokens` of special_tokens_map.json is not added to `apart`, because transformers
+    # does not treat its tokens as special here.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}

@@ -247,7 +247,8 @@ def test_documents_too_short_for_training_are_counted(tmp_path):
     said = []
     content = "\n\n".join(["ba " * 9, "ba " * 5 + "\n" + "be " * 4, "ba " * 10, "ba " * 5 + "\n" + "be " * 5])
     prepare([write(tmp_path / "a.txt", content)], TOKENIZER, tmp_path / "out", held_out=0, report=said.append)
-    assert "training (except --method embedding) leaves out 2 of these documents, which are shorter than 12 tokens" in " ".join(said)
+    assert ("training (except --method embedding) leaves out 2 of these documents, which are shorter than "
+            "12 tokens") in " ".join(said)
     assert len(open_corpus(tmp_path / "out")) == 2
 
 
