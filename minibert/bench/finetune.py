@@ -124,8 +124,8 @@ def finetune_worker(kind: str, options: FinetuneBench, pipe) -> None:
 
 def bench_finetune(options: FinetuneBench) -> dict:
     """Runs `bench.py finetune` and returns the results."""
-    examples, shape = examples_and_shape(options)
-    check_peer(shape)
+    check_peer(preset(options.model))
+    examples, _ = examples_and_shape(options)
     n = len(examples.lengths) // options.batch * options.batch
     if n == 0:
         raise UserError(f"{options.task} has fewer than --batch {options.batch} examples")
