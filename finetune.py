@@ -455,8 +455,8 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         # if the run was killed right after the checkpoint of the best epoch, the best model is not saved yet
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
-    # `freeze_unread` freezes the parameters that the loss of one example does not use. The example has the
-    # number of a step after the last one, because theseus uses all student layers there.
+    # `freeze_unread` freezes the parameters that the loss of one example does not use. The example
+    # is drawn as for a step after the last one, because theseus then uses all student layers.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 

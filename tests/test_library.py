@@ -131,9 +131,9 @@ def test_models_that_do_not_fit_the_method_are_refused(tokenizer):
     narrow = minibert.make_student(teacher, replace(teacher.config, hidden_size=8, intermediate_size=12),
                                    init="random")
     for method, student, other, match in (
-            ("distilbert", teacher, tuned, "a teacher with an MLM head, and this teacher is a Classifier"),
-            ("mobilebert", tuned, teacher, "a student with an MLM head, and this student is a Classifier"),
-            ("mlm", teacher.encoder, None, "a student with an MLM head, and this student is a Encoder"),
+            ("distilbert", teacher, tuned, "with an MLM head, and this teacher is of the class Classifier"),
+            ("mobilebert", tuned, teacher, "with an MLM head, and this student is of the class Classifier"),
+            ("mlm", teacher.encoder, None, "with an MLM head, and this student is of the class Encoder"),
             ("minilm", teacher, None, "minilm needs a teacher"),
             ("distilbert", narrow, teacher, "width 8 against 16"),
             ("embedding", narrow, teacher, "vectors have 8 numbers and the teacher's 16: train a Sentence")):

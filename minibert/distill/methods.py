@@ -96,9 +96,9 @@ def check_models(method: str, student: nn.Module, teacher: nn.Module | None, wei
         if model is None:
             raise UserError(f"the method {method} needs a {whose}")
         if METHODS[method].head == "mlm" and not hasattr(model, "mlm"):
-            raise UserError(f"the method {method} needs a {whose} with an MLM head, and this {whose} is a "
-                            f"{type(model).__name__}; minibert.load(..., head=\"mlm\") loads the head of a "
-                            "pre-trained model")
+            raise UserError(f"the method {method} needs a {whose} with an MLM head, and this {whose} is of "
+                            f"the class {type(model).__name__}; minibert.load(..., head=\"mlm\") loads the "
+                            "head of a pre-trained model")
     if method != "mlm":
         METHODS[method].fit(student.config, teacher.config, weights)
 

@@ -192,9 +192,8 @@ def resolve(options: Options) -> Options:
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert":
-        # A student of copied layers has the teacher's hidden size, so it gets no projection. Without the
-        # intermediate stage, `project` has no effect.
-        defaults = defaults | {"project": bool(options.model) or options.intermediate_epochs == 0}
+        # A student of copied layers has the teacher's hidden size, so it gets no projection.
+        defaults = defaults | {"project": bool(options.model)}
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 

@@ -154,7 +154,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
-         # version 2, because the published figures are of its splits; version 1 has other splits
+         # version 2 of QNLI, because the published scores were measured on its splits
          GLUE_URL + "QNLIv2.zip",
          _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
                  "question", "sentence"),
