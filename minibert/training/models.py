@@ -59,9 +59,9 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Returns a model with random weights and the sizes of the preset `name`, and its tokenizer. The tokenizer
-    is that of `corpus`, a folder made by data/prepare.py. `layers` is the number of layers (None: that of the
-    preset). Raises `UserError` if `corpus` has no tokenizer.
+    """Returns a model with random weights and the sizes of the preset `name`, and its tokenizer. The
+    tokenizer is that of `corpus`, a folder made by data/prepare.py. `layers` is the number of layers (None:
+    that of the preset). Raises `UserError` if `corpus` has no tokenizer.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "

@@ -164,8 +164,8 @@ class Options(MachineOptions):
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """Returns a copy in which the method's defaults replace None. Raises `UserError` if `check_read` finds
-        an option without effect, or if --masking is given and no tokens are masked.
+        """Returns a copy in which the method's defaults replace None. Raises `UserError` if `check_read`
+        finds an option without effect, or if --masking is given and no tokens are masked.
         """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()
