@@ -28,7 +28,8 @@ BENCHES = {
     "runs": ("minibert.bench.runs", "RunsBench", "bench_runs"),
     "report": ("minibert.bench.report", "ReportBench", "bench_report"),
 }
-# the option whose name may be left out: `bench.py size bert-base` means `bench.py size --models bert-base`
+# for some commands, the option whose name the user may leave out: `bench.py size bert-base` means
+# `bench.py size --models bert-base`
 PLAIN = {"sentences": "--models", "size": "--models", "runs": "--file", "report": "--runs"}
 
 EXAMPLES = """examples:
@@ -50,7 +51,7 @@ EXAMPLES = """examples:
 
 
 def examples_of(what: str) -> str:
-    """Returns the lines of `EXAMPLES` for the command `what`."""
+    """Returns the title of `EXAMPLES` and the examples of the command `what`, as one text."""
     title, *lines = EXAMPLES.splitlines()
     return "\n".join([title, *(line for line in lines if f"bench.py {what} " in f"{line} ")])
 

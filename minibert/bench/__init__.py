@@ -1,3 +1,3 @@
-"""Contains the commands of bench.py, each in its own file: `bench.py train` is in train.py. Read turns.py
-first: it runs and times the compared programs.
+"""Contains the commands of bench.py, one file for each command: `bench.py train` is in train.py. Read
+turns.py first. It runs and times the programs that a command compares.
 """

@@ -1,9 +1,10 @@
-"""The engines that `bench.py inference` compares: minibert, and other inference libraries if they are
-installed.
+"""The engines that `bench.py inference` compares. An engine is a library with a mode, for example
+"minibert int8" or "transformers bf16".
 
 For each engine, a function opens the files of a model and returns a function `run(ids, segments)`. `run` gets
 the token ids and the token types (`segments`) of S sentences, and returns the logits (S, K) for K classes.
-minibert packs sentences without padding; all other engines get padded batches of at most `PADDED` sentences.
+minibert packs sentences without padding. All other libraries compute padded batches of at most `PADDED`
+sentences.
 """
 
 import contextlib
@@ -37,8 +38,8 @@ Run = Callable[[list[list[int]], list[list[int]]], np.ndarray]
 
 def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
                 calibration: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Writes the files that `engines` read. `calibration` has the token ids and token types of the sentences
-    for `write_openvino_int8`.
+    """Writes to `folder` the files that `engines` need. `calibration` is a pair of arguments for
+    `write_openvino_int8`: the token ids and the token types of sentences.
     """
     minibert.save(model, folder / "model", tokenizer)
     kinds = {engine.split()[0] for engine in engines}
@@ -51,7 +52,8 @@ def write_files(model: nn.Module, tokenizer, folder: Path, engines: list[str],
     if "ctranslate2" in kinds:
         from ctranslate2.converters import TransformersConverter
         _quiet_transformers()
-        # CTranslate2 needs the setting position_embedding_type, for which transformers 5 has no default
+        # CTranslate2 needs the setting position_embedding_type. It is added to config.json, because
+        # transformers 5 has no default for it.
         config = folder / "model" / "config.json"
         raw = json.loads(config.read_text()) | {"position_embedding_type": "absolute"}
         config.write_text(json.dumps(raw))
@@ -90,15 +92,15 @@ def in_padded_batches(run: Callable, ids: list[list[int]], segments: list[list[i
 
 
 def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tensor, ...]:
-    """Pads S sentences to the length T of the longest. Returns token ids, attention mask and token types,
-    each (S, T).
+    """Pads S sentences to T tokens, the length of the longest sentence. Returns a tuple (token ids, attention
+    mask, token types); each tensor is (S, T).
     """
     return pad(pack(ids, segments), 0, max(map(len, ids)))
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """Returns a function `run` that computes with minibert. `mode` is the mode of `fast`; None stands for the
-    plain model, in fp32.
+    """Returns a function `run` that computes with minibert. `mode` is the mode of `fast`. If `mode` is
+    None, the model computes in fp32, without `fast`.
     """
     model = minibert.load(folder / "model").to(device)
     if mode:
@@ -163,8 +165,8 @@ def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def ctranslate2_engine(precision: str, folder: Path, device: torch.device) -> Run:
-    """Returns a function `run` that computes the hidden states with CTranslate2 on the CPU, and from them
-    the logits with minibert's head.
+    """Returns a function `run`. `run` computes the hidden states with CTranslate2 on the CPU, and then the
+    logits with minibert's classification head.
     """
     import ctranslate2
     encoder = ctranslate2.Encoder(str(folder / "ctranslate2"), device="cpu", compute_type=precision,
@@ -195,7 +197,8 @@ ENGINES: dict[str, Callable[[Path, torch.device], Run]] = {
 }
 
 
-# the packages that each engine needs to run and to write its files
+# for each library, the packages that its engines need to run and to write their files; the engine
+# "openvino int8" has its own entry
 PACKAGES = {"minibert": [], "transformers": ["transformers"], "ctranslate2": ["ctranslate2", "transformers"],
             "onnxruntime": ["onnxruntime", "onnx", "onnxscript"],
             "openvino": ["openvino", "onnx", "onnxscript"],

@@ -3,7 +3,7 @@ two programs run alternately on the same examples. transformers pads each batch 
 measured with two kinds of batches:
 
 - random batches, as in finetune.py and by default in the Trainer of transformers
-- batches of examples of similar length, which need less padding
+- batches of examples of similar length, which need less padding than random batches
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def finetune_turn(options: FinetuneBench, runtime):
 
 def transformers_turn(options: FinetuneBench, runtime, by_length: bool):
     """Returns a function that runs the steps of one measurement with transformers. If `by_length` is true,
-    the examples are sorted by length before they are divided into batches.
+    the examples are sorted by length and then divided into batches. Otherwise, the batches are random.
     """
     examples, shape = examples_and_shape(options)
     model = transformers_model(shape, "AutoModelForSequenceClassification").to(runtime.device).train()

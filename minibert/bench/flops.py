@@ -30,7 +30,7 @@ def linear_elements(config: Config) -> int:
     def elements(part: nn.Module) -> int:
         return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
-    # all layers have equal sizes, so only one layer is built and counted
+    # all Transformer layers have equal sizes, so only one Transformer layer is built and counted
     encoder = on_meta(build_encoder, replace(config, layers=1))
     return elements(encoder) + (config.layers - 1) * elements(encoder.layers)
 
@@ -41,13 +41,13 @@ def encoder_flops(config: Config, length: int) -> int:
 
 
 def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: str = "distilbert") -> float:
-    """Returns the FLOPs of a training step without padding. `lengths` has the number of tokens of each
-    sequence.
+    """Returns the FLOPs of a training step. Padding is not counted: `lengths` has the number of tokens of
+    each sequence.
 
-    The teacher's forward pass (except with the method `mlm`) and the student's forward and backward passes
-    are counted. A backward pass counts as two forward passes. With `distilbert`, the MLM heads of both models
-    are counted for every token. With `mlm`, the student's MLM head is counted for 15 % of the tokens. With
-    any other method, no head is counted. Losses are not counted.
+    The student's forward and backward passes are counted. If `method` is not "mlm", the teacher's forward
+    pass is also counted. A backward pass counts as two forward passes. With the method "distilbert", the MLM
+    heads of teacher and student are counted for every token. With "mlm", the student's MLM head is counted
+    for 15 % of the tokens. With any other method, no head is counted. Losses are not counted.
     """
     share = {"distilbert": 1.0, "mlm": 0.15}.get(method, 0.0)
 
@@ -60,7 +60,8 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 def matrix_peak(runtime: Runtime) -> float:
     """Multiplies two large square matrices ten times, and returns the highest FLOP/s of the ten products."""
     on_gpu = runtime.device.type == "cuda"
-    # The product on a GPU is larger, because the start of a kernel takes longer than a small product.
+    # On a GPU, the matrices are larger than on a CPU. With small matrices, the start of the kernel would take
+    # longer than the product.
     size = 8192 if on_gpu else 2048
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))

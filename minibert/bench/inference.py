@@ -1,4 +1,4 @@
-"""Compares minibert with other installed inference libraries by the speed of inference. For fine-tuned
+"""Compares the inference speed of minibert with the speed of other installed libraries. For fine-tuned
 models, the scores of minibert's fast modes (fp32, fp16, bf16, int8) are also measured.
 
 Each example runs alone, as in the DistilBERT paper (Sanh et al. 2019, table 3). Then the first --batch
@@ -73,7 +73,7 @@ class InferenceBench:
 
 @dataclass(frozen=True)
 class Job:
-    """The settings and the examples for the process of one engine."""
+    """The settings and the examples. The process of each engine gets the same `Job`."""
 
     folder: Path
     ids: list[list[int]]
@@ -84,8 +84,9 @@ class Job:
 
 
 def inference_worker(engine: str, job: Job, pipe) -> None:
-    """Runs all measurements of one engine. A measurement returns the seconds of each example alone, and the
-    seconds and the logits of the first `job.batch` examples together.
+    """Runs all measurements of one engine. A measurement runs each example alone, and then the first
+    `job.batch` examples together. Its result is a dict: "alone" has the seconds of each example, "together"
+    the seconds of the batch, and "logits" the logits of the batch.
     """
     runtime = start(job.device, "fp32", job.threads, training=False)
     run = ENGINES[engine](job.folder, runtime.device)
@@ -103,8 +104,8 @@ def inference_worker(engine: str, job: Job, pipe) -> None:
 
 
 def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token ids and the token types of the examples. The order is random, so a batch has examples
-    of different lengths.
+    """Returns a tuple (token ids, token types) with one list for each example. The examples are in random
+    order, so the first --batch examples have different lengths.
     """
     rng = np.random.default_rng(0)
     if options.data is None:
@@ -121,9 +122,10 @@ def material(options: InferenceBench, tokenizer) -> tuple[list[list[int]], list[
 
 def quality(folder: str, task_name: str, data: str, max_length: int, limit: int | None,
             runtime: Runtime) -> dict[str, dict]:
-    """Evaluates a fine-tuned model on `limit` dev examples (None: all): the model without `fast` in fp32, and
-    each mode of `fast` that can run. Returns for each mode the scores in percent, and how far the logits are
-    from those of the model without `fast`.
+    """Evaluates a fine-tuned model on `limit` dev examples (None: all), first without `fast`, then in each
+    mode of `fast` that the device supports. Prints a table. Returns a dict with the engines as keys, for
+    example "minibert int8". A value is a dict with the scores in percent, and with the differences between
+    the logits of the engine and the logits without `fast`.
     """
     task = dataclasses.replace(TASKS[task_name], max_length=max_length)
     model = load_tuned(folder, task)
@@ -151,17 +153,19 @@ def quality(folder: str, task_name: str, data: str, max_length: int, limit: int 
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """Returns the median and three percentiles of the values."""
+    """Returns a dict with the median and the 5th, 95th and 99th percentiles of `values`."""
     return dict(zip(("median", "p5", "p95", "p99"), np.percentile(values, (50, 5, 95, 99)).tolist()))
 
 
 def figures(turns: list[dict], memory: int, flops: float, flops_together: float, peak: float,
             batch: int) -> dict:
-    """Returns the latency, the throughput and the share of the peak FLOP/s of one engine. `turns` has the
-    results of the measurements (see `inference_worker`), and `memory` is the peak memory in bytes. `flops`
-    counts the FLOPs of all examples, and `flops_together` counts the FLOPs of the `batch` examples that ran
-    together. `peak` is the result of `matrix_peak`. The entry "pass" is the time in seconds for all examples,
-    one at a time (median over the measurements).
+    """Returns a dict with the figures of one engine. `turns` has the results of the measurements (see
+    `inference_worker`), and `memory` is the peak memory in bytes. `flops` counts the FLOPs of all examples,
+    and `flops_together` counts the FLOPs of the `batch` examples that ran together. `peak` is the result of
+    `matrix_peak`.
+
+    The entry "pass" is the time in seconds for all examples, one at a time (median over the measurements).
+    "share_of_peak" has two shares of `peak`: for the examples one at a time, and for the batch.
     """
     passes = [sum(turn["alone"]) for turn in turns]
     together = [turn["together"] for turn in turns]
@@ -174,7 +178,10 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
 
 
 def compare_engines(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
-    """Runs the engines alternately, prints a table, and returns the figures of each engine."""
+    """Runs the engines alternately and prints a table. Returns a dict from each engine to its `figures`. The
+    speed and the logits of each engine are compared with "transformers fp32" if `engines` has this engine,
+    otherwise with the first of `engines`.
+    """
     taken, memory = alternate(inference_worker, engines, job, turns)
     peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))
     flops = [encoder_flops(config, len(ids)) for ids in job.ids]
@@ -226,7 +233,7 @@ def bench_inference(options: InferenceBench) -> dict:
         scores = quality(name, options.task, options.data, options.max_length, options.examples,
                          runtime) if name in tuned else None
         tokenizer = minibert.load_tokenizer(name if name in tuned else options.tokenizer)
-        examples = material(options, tokenizer)  # before files are written, because --data may be wrong
+        examples = material(options, tokenizer)  # before `write_model`, to report a wrong --data early
         with tempfile.TemporaryDirectory() as folder:
             config = write_model(name, tokenizer, Path(folder), engines, examples)
             for threads in counts:
@@ -239,7 +246,9 @@ def bench_inference(options: InferenceBench) -> dict:
 
 def write_model(name: str, tokenizer, folder: Path, engines: list[str],
                 examples: tuple[list[list[int]], list[list[int]]]) -> Config:
-    """Writes the files that the engines read. Returns the model's configuration."""
+    """Loads a model from the folder `name`, or makes the preset `name` with random weights. Writes to
+    `folder` the files that the engines need. Returns the model's configuration.
+    """
     if name in PRESETS:
         torch.manual_seed(0)
         shape = PRESETS[name]

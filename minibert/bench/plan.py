@@ -57,8 +57,8 @@ class PlanBench:
 
 
 def corpus_tokens(text: str | None) -> tuple[float, str]:
-    """Returns the number of tokens of a corpus, and the source of the number. `text` is a name of a corpus or
-    a number.
+    """Returns a tuple: the number of tokens of a corpus, and the source of this number. `text` is a name in
+    `CORPORA`, or the number itself. Raises `UserError` for any other text.
     """
     if text in CORPORA:
         return CORPORA[text]
@@ -72,11 +72,11 @@ def corpus_tokens(text: str | None) -> tuple[float, str]:
 
 
 def plan(options: PlanBench) -> dict:
-    """Calculates how many hours a training takes. The entry `basis` of the result has the numbers from which
-    the hours are calculated, with their names and sources.
+    """Calculates how many hours a training takes. The entry "basis" of the result has a tuple (name, number,
+    source) for each number from which the hours are calculated.
     """
     tokens, whence = corpus_tokens(options.corpus_tokens)
-    # training also reads [CLS] and [SEP] in each sequence, which `tokens` does not count
+    # `tokens` does not count [CLS] and [SEP], but training reads them in each sequence
     trained = tokens * options.epochs * options.length / (options.length - SPECIALS)
     flops = useful_flops(preset(options.teacher), preset(options.student), np.array([options.length]))
     flops /= options.length

@@ -12,15 +12,15 @@ from minibert.training.run_folder import rows_up_to
 
 
 class TrainRun(NamedTuple):
-    """A run of train.py. `held_out` has each model's scores on held-out text. Its keys are "student,
-    initial", "student, trained" and, if there is a teacher, "teacher".
+    """A run of train.py. `held_out` is a dict from models to their scores on held-out text. The models are
+    "student, initial", "student, trained" and, if there is a teacher, "teacher".
     """
     folder: Path
     options: dict
     machine: str
     tokens: int
     seconds: float  # the time of the steps, without preparation and evaluation
-    curve: list[tuple[int, dict]]  # trained tokens and held-out scores at each evaluation during training
+    curve: list[tuple[int, dict]]  # (tokens so far, held-out scores) for each evaluation during training
     held_out: dict[str, dict]
     table: list[dict]  # sizes and speeds of the models, from `summary.comparison`
 
@@ -57,9 +57,9 @@ class TuneRun(NamedTuple):
 
 def read_runs(folders: Iterable[str], without: Iterable[str] = ()
               ) -> tuple[list[TrainRun], list[TuneRun], list[Path]]:
-    """Reads all runs in `folders` and their subfolders, except those in `without`. Returns the finished
-    trainings, the finished fine-tunings, and the folders of unfinished runs. Raises `UserError` if one of
-    `folders` has no run, or if the files of a run are damaged.
+    """Reads all runs in `folders` and their subfolders, except the runs in the folders `without`. Returns
+    three lists: the finished trainings, the finished fine-tunings, and the folders of unfinished runs. Raises
+    `UserError` if one of `folders` has no run, or if the files of a run are damaged.
     """
     left_out = {Path(name).resolve() for name in without}
     found = dict.fromkeys(folder for name in folders for folder in _run_folders(name))
@@ -71,12 +71,14 @@ def read_runs(folders: Iterable[str], without: Iterable[str] = ()
 
 
 def _run_folders(name: str) -> Iterator[Path]:
-    """Yields all run folders below the folder `name`, or `name` itself if it is a run folder."""
+    """Yields `name` if it is a run folder, otherwise all run folders below `name`. Raises `UserError` if
+    there is no run folder.
+    """
     found = False
     for place, below, files in os.walk(name):
         below.sort()
         path = Path(place, "config.json")
-        if "config.json" in files and "options" in read_json(path):  # only a run's config.json has "options"
+        if "config.json" in files and "options" in read_json(path):  # a model's config.json has no "options"
             found = True
             below.clear()
             yield Path(place)
@@ -110,7 +112,7 @@ def _read_tune(folder: Path, config: dict, summary: dict) -> TuneRun:
     known = TASKS.get(options["task"])
     # the task name of a csv file includes its folder, because a/train.csv and b/train.csv are two tasks
     task = known.name if known else "/".join(Path(options["task"]).parts[-2:])
-    split = next(iter(results[0]["best"]["scores"]))  # the split on which the best epoch is chosen
+    split = next(iter(results[0]["best"]["scores"]))  # the first split, on which the best epoch is chosen
     each = [result["best"]["scores"][split] for result in results]
     settings = {"train_examples": options.get("train_examples"),
                 **{name: config["task"][name] for name in ("epochs", "batch", "lr", "max_length")}}

@@ -72,8 +72,8 @@ class ReportBench:
 # ---------------------------------------------------------------- names
 
 def place_of(model: str | Path) -> Path:
-    """Returns the folder whose name a model has in the tables: the parent folder of a path like runs/x/model,
-    otherwise the path itself.
+    """Returns the folder that gives a model its name in the tables. For a path like runs/x/model, this is the
+    folder runs/x. Any other path is returned unchanged.
     """
     path = Path(model)
     return path.parent if path.name == "model" and path.parent.name else path
@@ -85,13 +85,15 @@ def student_of(run: TrainRun) -> Path:
 
 
 def teacher_of(run: TrainRun) -> Path:
-    """Returns the folder whose name the teacher has in the tables, or "none" if there is no teacher."""
+    """Returns the folder that gives the teacher its name in the tables, or "none" if there is no teacher."""
     bundled = "none" if run.options["method"] == "mlm" else "weights/teacher"
     return place_of(run.options["teacher"] or bundled)
 
 
 def check_names(places: Iterable[Path]) -> None:
-    """Raises `UserError` if two folders have the same name, because two models would then have this name."""
+    """Raises `UserError` if two different folders have the same name, because two models would then have the
+    same name in the tables.
+    """
     known: dict[str, Path] = {}
     for place in places:
         if known.setdefault(place.name, place) != place:
@@ -115,7 +117,7 @@ def taught(options: dict) -> str:
 
 def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
     """Returns the `Scores` of the runs, with `teacher` first. Raises `UserError` if two runs have the same
-    model and the same task, or if `runs` has no run of the teacher.
+    model and the same task, or if `teacher` is given and no run fine-tunes the teacher.
     """
     found: Scores = {}
     for run in runs:
@@ -131,14 +133,14 @@ def scores_of(runs: list[TuneRun], teacher: str | None) -> Scores:
 
 
 def tasks_of(scores: Scores) -> list[str]:
-    """Returns the tasks in `scores`: first the tasks in `TASKS`, in their order there, then the csv files."""
+    """Returns the tasks in `scores`: first the known tasks, in the order of `TASKS`, then the csv files."""
     found = dict.fromkeys(task for of in scores.values() for task in of)
     return sorted(found, key=lambda task: [*TASKS].index(task) if task in TASKS else len(TASKS))
 
 
 def common_tasks(models: Sequence[dict[str, TuneRun]]) -> list[str]:
     """Returns the tasks on which all models were fine-tuned with equal numbers of training examples and equal
-    maximum lengths.
+    maximum lengths. `models` has a dict from tasks to runs for each model.
     """
     return [task for task in models[0] if all(task in of for of in models)
             and len({of[task].part for of in models}) == 1]
@@ -165,8 +167,9 @@ def published(model: str) -> dict[str, str]:
 
 
 def score_table(scores: Scores) -> str:
-    """Returns the table of scores and the notes below the table, in markdown. The table has a column for each
-    task. It has rows for a constant prediction, for each model, and for the published scores of two models.
+    """Returns one markdown text: the table of scores, and the notes below the table. The table has a column
+    for each task. It has a row for a constant prediction, a row for each model, and two rows for the
+    published scores of BERT and DistilBERT.
     """
     def cell(values: list[float]) -> str:
         lowest_highest = f"{min(values):.1f} to {max(values):.1f}, " if len(values) > 1 else ""
@@ -189,7 +192,9 @@ def score_table(scores: Scores) -> str:
 
 
 def settings_of(scores: Scores) -> list[str]:
-    """Returns a line of text for each task on which a run did not use the default settings."""
+    """Returns a list with one line of text for each task on which a run did not use the task's default
+    settings. A csv file has no default settings, so the list always has a line for it.
+    """
     lines = []
     for task in tasks_of(scores):
         ways: dict[str, list[str]] = {}
@@ -227,7 +232,7 @@ def share_rows(scores: Scores, teacher: str, tasks: Sequence[str]) -> list[dict]
 
 
 def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
-    """Returns the rows of `share_rows` as a Markdown table, and the notes below it."""
+    """Returns one markdown text: a table with the rows of `share_rows`, and the notes below the table."""
     def cell(share: tuple[float, float, float] | None) -> str:
         return "not defined" if share is None else "{:.1f} %<br>({:.1f} to {:.1f})".format(
             *(100 * x for x in share))
@@ -244,7 +249,7 @@ def share_table(rows: list[dict], teacher: str, tasks: Sequence[str]) -> str:
 # ---------------------------------------------------------------- trainings
 
 def training_table(runs: list[TrainRun]) -> str:
-    """Returns the table of all trainings, and the notes below it."""
+    """Returns one markdown text: a table of all trainings, and the notes below the table."""
     measured = figures_of(run.held_out.get("student, trained", {}) for run in runs)
     figures = {"mlm": ("MLM loss", "{:.3f}")} | {name: how for name, how in measured.items()
                                                  if name != "perplexity"}

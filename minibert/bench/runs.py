@@ -29,7 +29,7 @@ from minibert.training.run_folder import stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
 # For each script, the file in the --out folder that exists only after a run is finished. "" means that --out
-# is this file. None means that the command is always run: data/download.py itself skips existing files.
+# is this file. None means that the command is always run, because data/download.py skips existing files.
 DONE = {"train.py": "summary.json", "finetune.py": "summary.json", "data/prepare.py": "corpus.json",
         "data/augment.py": "", "data/download.py": None}
 RESUMED = ("train.py", "finetune.py")
@@ -67,7 +67,9 @@ class Line(NamedTuple):
 
 
 def read_list(path: Path) -> list[Line]:
-    """Reads all commands of a list. Raises `UserError` if a command is wrong or the list is empty."""
+    """Reads all commands of a list. Raises `UserError` if the list is empty, or if a command is wrong (for
+    example, without --out).
+    """
     text = re.sub(r"^\s*#.*\n", "", read_text(path), flags=re.MULTILINE)
     lines = []
     for command in text.replace("\\\n", " ").splitlines():
@@ -109,10 +111,12 @@ def last_line(log: Path) -> str:
 
 
 def work(line: Line, stop: list[int]) -> int:
-    """Runs one command to its end and returns its exit code. `stop` has the signals that bench.py received.
-    The first signal is sent on to the command, which then stops.
+    """Runs one command, waits until it ends, and returns its exit code. `stop` is the list of the signals
+    that bench.py has received. If there is a signal, the first one is sent to the command, which then
+    stops.
     """
-    words = line.words + ["--resume"] * (line.script in RESUMED)  # a new run ignores --resume
+    # a new run ignores --resume, so the command always gets this option
+    words = line.words + ["--resume"] * (line.script in RESUMED)
     with disk_errors(line.log):
         line.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(line.log, "a", encoding="utf-8")

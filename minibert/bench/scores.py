@@ -14,19 +14,20 @@ import numpy as np
 DRAWS = 10_000  # number of bootstrap samples
 
 
-# s has the student's scores, and t the teacher's scores; each array has one row for each task
+# `s` has the student's scores, and `t` the teacher's scores. Both arrays have one row for each task: (number
+# of tasks,), or (number of tasks, DRAWS) for bootstrap samples.
 FORMULAS = {"ratio of means": lambda s, t: s.mean(0) / t.mean(0),
             "mean of ratios": lambda s, t: (s / t).mean(0)}
 
 
 def share_kept(formula: str, student: list[list[float]],
                teacher: list[list[float]]) -> tuple[float, float, float] | None:
-    """Returns the share of the teacher's score that the student keeps, and the two ends of its 95 % bootstrap
-    interval. Returns None if a score of the teacher is 0 or less.
+    """Returns a tuple (share, low, high): the share of the teacher's score that the student keeps, and the
+    ends of its 95 % bootstrap interval. Returns None if a score of the teacher is 0 or less.
 
-    `student` and `teacher` have one list for each task, with one score for each seed of fine-tuning. For each
-    bootstrap sample, scores are drawn with replacement from each list. With one seed, all samples of a task
-    are equal, so the interval is too narrow.
+    `formula` is a key of `FORMULAS`. `student` and `teacher` have one list for each task, with one score for
+    each seed of fine-tuning. For each bootstrap sample, scores are drawn with replacement from each list.
+    With one seed, all samples of a task are equal, so the interval is too narrow.
     """
     rng = np.random.default_rng(0)
     if min(map(min, teacher)) <= 0:

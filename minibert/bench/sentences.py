@@ -83,8 +83,9 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- data
 
 def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]:
-    """Reads the dev and the test set of the STS benchmark, or the dev set of GLUE's STS-B. Returns for each
-    set three lists: the first texts, the second texts, and the similarity scores (0 to 5).
+    """Reads sts-dev.csv and sts-test.csv of the STS benchmark. If both files are missing, reads the dev set
+    of GLUE's STS-B. Returns a dict from "dev" and "test" to three lists: the first texts, the second texts,
+    and the similarity scores (0 to 5).
     """
     task, parts = TASKS["stsb"], {}
     for part in ("dev", "test"):
@@ -93,7 +94,7 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
             rows = []
             for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
                 columns, where = line.split("\t"), f"{path}, line {number}"
-                if len(columns) < 7:  # genre, file, year, number, score and two sentences
+                if len(columns) < 7:  # at least: genre, file, year, number, score, two sentences
                     raise UserError(f"{where} has {len(columns)} columns; the official file has at least 7")
                 rows.append((columns[5], columns[6], label_of(columns[4], task, where)))
             parts[part] = tuple(map(list, zip(*rows)))
@@ -104,8 +105,8 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
 
 
 def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
-    """Reads SQuAD's dev set. Returns the questions, the paragraphs (each only once), and for each question
-    the index of its paragraph.
+    """Reads SQuAD's dev set. Returns a tuple: the questions, the paragraphs (each only once), and an array
+    with the index of each question's paragraph.
     """
     questions = read_squad(Path(folder) / "dev-v1.1.json")
     paragraphs = list(dict.fromkeys(question.context for question in questions))
@@ -117,7 +118,9 @@ def read_retrieval(folder: str) -> tuple[list[str], list[str], np.ndarray]:
 # ---------------------------------------------------------------- judging
 
 def judged(model, tokenizer, sts: dict, retrieval, runtime: Runtime) -> dict[str, float]:
-    """Returns the scores of one model in percent, on the data of `read_sts` and `read_retrieval`."""
+    """Returns a dict from the names of the scores to the scores of one model, in percent. `sts` is a result
+    of `read_sts`, or {}. `retrieval` is a result of `read_retrieval`, or None.
+    """
     scores = {}
     for part, (texts, pairs, labels) in sts.items():
         a, b = (embed(model, tokenizer, side, runtime=runtime) for side in (texts, pairs))
@@ -162,7 +165,7 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """Returns the table row of a model."""
+    """Returns the table row of a model, as a dict. A cell has a score and its share of the teacher's."""
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():
         kept = result["kept"][what]

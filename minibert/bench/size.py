@@ -29,10 +29,10 @@ PUBLISHED = {
     # the next two lines: TinyBERT paper (Jiao et al. 2020)
     "distilbert-4": (52.2, 7.6), "bert-pkd-4": (52.2, 7.6), "bert-pkd-6": (67.0, 11.3),
     "tinybert-4": (14.5, 1.2), "tinybert-6": (67.0, 11.3), "bert-small": (29.2, 3.4),
-    # parameters: PKD paper (Sun et al. 2019); FLOPs: MobileBERT paper; copied from sources that quote these
-    # papers
+    # parameters: PKD paper (Sun et al. 2019); FLOPs: MobileBERT paper; both figures were copied from sources
+    # that quote these papers
     "bert-pkd-3": (45.7, 5.7),
-    # the next two lines: MobileBERT paper (Sun et al. 2020), copied from sources that quote it
+    # the next two lines: MobileBERT paper (Sun et al. 2020), copied from sources that quote this paper
     "mobilebert-paper": (25.3, 5.7), "mobilebert-tiny": (15.1, 3.1), "mobilebert-without-opt": (25.3, 5.7),
     "ib-bert-large": (293, None),
 }
@@ -56,9 +56,9 @@ def count(module: nn.Module | None) -> int:
 
 
 def size_of(name: str, length: int) -> dict:
-    """Returns the number of parameters of a model, the FLOPs of its forward pass for one sequence of `length`
-    tokens, and the published numbers. `name` is a preset or the folder of a model; otherwise, `UserError` is
-    raised. The FLOPs are None if the model has fewer than `length` positions.
+    """Returns a dict with the number of parameters of a model, the FLOPs of its forward pass for one sequence
+    of `length` tokens, and the published figures. The FLOPs are None if the model has fewer than `length`
+    positions. `name` is a preset or the folder of a model. Raises `UserError` for any other name.
     """
     if name not in PRESETS and Path(name).is_dir():
         model = minibert.load(name)

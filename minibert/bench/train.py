@@ -1,4 +1,4 @@
-"""Measures the time of a training step of train.py, for one or several of its methods. If the only method is
+"""Measures the time of a training step, for one or several methods of train.py. If the only method is
 `distilbert`, the same step is also measured with models of `transformers`, unless --no-peer is given. The
 methods (and transformers) run alternately, with the same sequences. The number of tokens per second does not
 include padding.
@@ -62,9 +62,10 @@ class TrainBench(MachineOptions):
 
 
 def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Returns random sequences, as one tuple (ids, lengths, selected) for each step. `ids` has the token ids
-    of all sequences of the step, one after another. `lengths` has the number of tokens of each sequence.
-    `selected` is True for the masked tokens, about 15 %. Every call returns the same sequences.
+    """Returns random sequences: a list with one tuple (ids, lengths, selected) for each step. `ids` has the
+    token ids of all sequences of the step, one after another. `lengths` has the number of tokens of each
+    sequence. `selected` is True for masked tokens, about 15 % of all tokens. Every call returns the same
+    sequences.
     """
     rng = np.random.default_rng(0)
     steps = []
@@ -76,7 +77,7 @@ def random_sequences(options: TrainBench, vocab_size: int) -> list[tuple[np.ndar
 
 
 def shapes(options: TrainBench) -> tuple[Config, Config]:
-    """Returns the configurations of teacher and student."""
+    """Returns the configurations (teacher, student), with the dropout of `options`."""
     return tuple(dataclasses.replace(preset(name), dropout=options.dropout)
                  for name in (options.teacher, options.student))
 
@@ -109,7 +110,8 @@ def distillation_turn(method: str, options: TrainBench, runtime):
 
 def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool):
     """Returns a function that runs the steps of one measurement with transformers. The sequences of all steps
-    are sorted by length and then divided into batches, so that the batches need little padding.
+    are sorted by length and then divided into batches, so that the batches need little padding. If
+    `compiled` is true, both models use torch.compile.
     """
     teacher, student = (transformers_model(config).to(runtime.device) for config in shapes(options))
     teacher.eval().requires_grad_(False)
@@ -135,7 +137,9 @@ def transformers_distillation_turn(options: TrainBench, runtime, compiled: bool)
 
 
 def train_worker(kind: str, options: TrainBench, pipe) -> None:
-    """Runs all measurements for the row `kind` of the table."""
+    """Runs all measurements of one program. `kind` is `PEER`, `COMPILED` or the name of a method. If only one
+    method is timed, `kind` is "minibert" for this method.
+    """
     torch.manual_seed(0)
     peer = kind in (PEER, COMPILED)
     runtime = start(options.device, options.precision, options.threads, training=not peer)
@@ -152,7 +156,8 @@ def bench_train(options: TrainBench) -> dict:
         method_of = {"minibert": options.methods[0]}
     peers = [PEER, *[COMPILED] * options.compiled_peer] if peer else []
     kinds = [*method_of, *peers]
-    teacher, student = shapes(options)  # reports wrong presets before a long warm-up
+    teacher, student = shapes(options)
+    # if a method does not support the models, the error comes now, not after the long warm-up
     for method in options.methods:
         METHODS[method].fit(student, teacher, METHODS[method].weights())
     if peer:
@@ -169,7 +174,7 @@ def bench_train(options: TrainBench) -> dict:
         used, _ = rate(flops, seconds[kind])
         figures[kind] |= {"flops_per_second": used, "share_of_peak": used / peak}
         rows[kind] |= {"GFLOP/s": f"{used / 1e9:,.0f}", "of matrix peak": f"{100 * used / peak:.0f} %",
-                       "peak memory": rows[kind].pop("peak memory")}  # puts the memory into the last column
+                       "peak memory": rows[kind].pop("peak memory")}  # moved to the last column
     title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {options.min_length} to "
              f"{options.max_length} tokens, {tokens / options.steps:,.0f} tokens a step, "
              f"{runtime.precision}, dropout {options.dropout}")

@@ -1,8 +1,9 @@
-"""Runs training steps with `transformers`. bench.py compares their speed with the speed of minibert's steps.
+"""Runs training steps with `transformers`. bench.py compares the speed of these steps with the speed of
+minibert's steps.
 
-A batch is padded to its longest sequence. Precision, dropout and optimiser are those of minibert's steps. The
-distillation losses are those of the original DistilBERT code: the KL and the cosine loss are averaged over
-all tokens except padding, and the MLM loss over the masked tokens.
+A batch is padded to its longest sequence. Precision, dropout and optimiser are the same as in minibert's
+steps. The distillation losses are the same as in the original DistilBERT code: the KL and the cosine loss are
+averaged over all tokens except padding, and the MLM loss over the masked tokens.
 """
 
 import importlib.util

@@ -20,13 +20,14 @@ from minibert.common.errors import UserError
 
 def serve(turn: Callable, pipe, device: torch.device) -> None:
     """Runs the main loop of a measured process. For each request of the parent process, calls `turn` and
-    sends the result to the parent. If the result is None, sends the duration of the call in seconds. At the
-    end, sends the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
+    sends the result to the parent. If the result is None, sends the duration of the call in seconds instead.
+    At the end, sends the peak memory in bytes (on a GPU, the peak of torch's GPU memory).
     """
-    # This process ignores Ctrl-C. The parent process also gets Ctrl-C, and then ends this process.
+    # This process ignores Ctrl-C, because the parent process also gets Ctrl-C and then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_gpu = device.type == "cuda"
-    with contextlib.suppress(EOFError, BrokenPipeError):  # raised if the parent process has ended
+    # if the parent process has ended, the pipe raises these errors, and this process ends without a message
+    with contextlib.suppress(EOFError, BrokenPipeError):
         while pipe.recv():
             begun = time.perf_counter()
             measured = turn()
@@ -38,7 +39,7 @@ def serve(turn: Callable, pipe, device: torch.device) -> None:
 
 def peak_memory() -> int:
     """Returns the peak memory of this process in bytes."""
-    try:  # on Linux, ru_maxrss starts with the peak of the parent process, so VmHWM is read
+    try:  # on Linux, VmHWM is read, because ru_maxrss can be the memory of the parent process
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
     except (OSError, TypeError):
@@ -64,14 +65,14 @@ def contender(worker: Callable, *given) -> Iterator[Callable]:
     """
     context = multiprocessing.get_context("spawn")
     pipe, worker_end = context.Pipe()
-    # This is not a daemon process, because a daemon process cannot start child processes, as some workers do.
+    # not a daemon process, because some workers start child processes, and a daemon process cannot do this
     process = context.Process(target=run, args=(worker, *given, worker_end))
     process.start()
     worker_end.close()
 
     def ask(turn: bool = True):
         try:
-            # `send` fails if the worker has ended, but its last message can still be read
+            # `send` fails if the worker has ended, but the worker's last message can still be read
             with contextlib.suppress(ConnectionError):
                 pipe.send(turn)
             answer = pipe.recv()
@@ -93,7 +94,8 @@ def alternate(worker: Callable, kinds: list[str], options,
               turns: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Starts a process with `worker(kind, options, pipe)` for each of `kinds`. In each round, every process
     runs one measurement. A warm-up round comes first, then `turns` rounds. Returns two dicts with the kinds
-    as keys: the results without the warm-up (usually seconds), and the peak memory in bytes.
+    as keys. The values of the first dict are the lists of results (usually seconds), without the warm-up. The
+    values of the second dict are the peak memories in bytes.
     """
     with contextlib.ExitStack() as stack:
         asks = {kind: stack.enter_context(contender(worker, kind, options)) for kind in kinds}
@@ -110,16 +112,17 @@ def alternate(worker: Callable, kinds: list[str], options,
 
 
 def rate(count: float, seconds: list[float]) -> tuple[float, list[float]]:
-    """Returns `count` divided by the median of `seconds`. Also returns a list of two numbers: `count` divided
-    by the largest and by the smallest of `seconds`.
+    """Returns a tuple (median, [lowest, highest]) of rates. A rate is `count` divided by a number of seconds:
+    by the median, the largest and the smallest of `seconds`.
     """
     return count / statistics.median(seconds), [count / max(seconds), count / min(seconds)]
 
 
 def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
            memory: dict[str, int]) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Returns the speed and the peak memory of each program, once for the JSON output and once as table rows.
-    A program processes `amount` units in each measurement. `form` is the format of a speed in the table.
+    """Returns two dicts with the programs as keys. The values are the speed and the peak memory: in the first
+    dict as numbers for the JSON output, in the second dict as a row of the table. A program processes
+    `amount` units in each measurement. `form` is the format of a speed in the table.
     """
     figures, rows = {}, {}
     for kind, taken in seconds.items():
@@ -132,14 +135,15 @@ def speeds(amount: float, unit: str, form: str, seconds: dict[str, list[float]],
 
 
 def ratios(peer: list[float], own: list[float]) -> list[float]:
-    """Returns the sorted ratios `peer` / `own` of two lists of times."""
+    """Returns the sorted ratios `peer[i]` / `own[i]` of two lists of times."""
     return sorted(a / b for a, b in zip(peer, own))
 
 
 def compared(seconds: dict[str, list[float]], memory: dict[str, int],
              peer: str = "transformers") -> dict[str, float]:
-    """Prints and returns two ratios: the time of `peer` divided by the time of minibert (median over the
-    rounds), and the peak memory of minibert divided by the peak memory of `peer`.
+    """Prints two ratios and returns them as a dict. "speed_ratio" is the time of `peer` divided by the time
+    of minibert (median over the rounds). "memory_ratio" is the peak memory of minibert divided by the peak
+    memory of `peer`.
     """
     times = ratios(seconds[peer], seconds["minibert"])
     speed, share = statistics.median(times), memory["minibert"] / memory[peer]
