@@ -1,1 +1,1 @@
-"""Inference. Read predict.py, then fast_encoder.py and packed_linear.py."""
+"""Runs trained models. Read predict.py first, then fast_encoder.py and packed_linear.py."""

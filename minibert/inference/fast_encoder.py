@@ -3,10 +3,10 @@
     model = minibert.fast(minibert.load(folder), "int8")
     minibert.predict(model, tokenizer, texts)
 
-The fast copy has a `FastLayer` in place of each layer. On a CPU, the weights of the layers are packed if
-torch has a kernel for packed weights (see packed_linear.py). Embeddings and output heads are in fp32. On
-CUDA, attention has the precision `mode` (the argument of `fast`). On a CPU, attention is in fp32, or in bf16
-if `mode` is "bf16" and the CPU has AMX.
+The fast copy has a `FastLayer` in place of each layer. On a CPU, the weights of the layers are packed (stored
+in the order that the matrix kernel needs) if torch has a kernel for packed weights. Embeddings and output
+heads are in fp32. On CUDA, attention has the precision `mode` (the argument of `fast`). On a CPU, attention
+is in bf16 if `mode` is "bf16" and the CPU has AMX, otherwise in fp32.
 """
 
 import copy
@@ -71,18 +71,18 @@ def fast(model: nn.Module, mode: str = "fp32") -> nn.Module:
 
     - "fp32"
     - "bf16", only on hardware with native bf16
-    - "fp16": on CUDA, weights and arithmetic are in fp16; on a CPU, only the stored weights are in fp16
-    - "int8", only on CPUs
+    - "fp16": on CUDA, weights and arithmetic are in fp16; on an x86 CPU, only the stored weights are in fp16
+    - "int8", only on x86 CPUs
 
     Raises `UserError` if the model is no BERT or DistilBERT, or if the device does not support the mode.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps a model and stores it as `_orig_mod`
+    model = getattr(model, "_orig_mod", model)  # the model inside the wrapper of torch.compile
     product, kernels = kernels_of(mode, next(model.parameters()).device)
     foreign = next((layer for layer in encoder_of(model).layers if not isinstance(layer, Layer)), None)
     if foreign is not None:
         raise UserError("a fast copy can be made of a BERT or DistilBERT only, and this model has layers of "
                         f"the class {type(foreign).__name__}")
-    # `deepcopy` copies no tensor of this dict, so the copy shares the model's tensors
+    # `deepcopy` takes the parameters from this dict, so the copy shares the tensors of `model`
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared).eval()
     encoder = encoder_of(made)
@@ -117,7 +117,7 @@ def kernels_of(mode: str, device: torch.device) -> tuple[Callable[..., nn.Module
 
 def rounded(kernel: type[Plain], dtype: torch.dtype, weight: Tensor, bias: Tensor,
             activation: str | None = None) -> Plain:
-    """Makes a module for a matrix product in 16 bits. Unlike autocast, `rounded` converts the weights only
-    once.
+    """Makes a module for a matrix product in 16 bits. `rounded` converts the weights once. Autocast would
+    convert the weights in every forward pass.
     """
     return kernel(weight.to(dtype), bias.to(dtype), activation)

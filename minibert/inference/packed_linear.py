@@ -45,7 +45,8 @@ class Plain(nn.Module):
 
 class Packed(Plain):
     """Computes the matrix product and the activation with one kernel of oneDNN, in fp32 or bf16. In fp32 on
-    processors without AVX-512, the module calls `Plain` for more than FEW_TOKENS tokens.
+    processors without AVX-512, the module calls `Plain` for more than `FEW_TOKENS` tokens, because `Plain` is
+    then faster.
     """
 
     name = "oneDNN on packed weights"
@@ -61,7 +62,7 @@ class Packed(Plain):
 
     @staticmethod
     def runs(dtype: torch.dtype = torch.float32) -> bool:
-        """Returns True if the module runs with weights of type `dtype` and gives the results of `Plain`."""
+        """Returns True if the module runs with weights of type `dtype`, with the same results as `Plain`."""
         x, weight, bias = (t.to(dtype) for t in
                            (torch.arange(3.0)[None], torch.arange(6.0).view(2, 3), torch.ones(2)))
         try:
@@ -174,7 +175,8 @@ class FbgemmInt8(Int8):
         if not _has_fbgemm():
             raise RuntimeError("this torch has no FBGEMM")
         with _fbgemm(), warnings.catch_warnings():
-            # FBGEMM needs a quantised tensor, so torch's warning about their removal is hidden
+            # torch warns that a later version will remove quantised tensors. The warning is hidden, because
+            # FBGEMM needs a quantised tensor.
             warnings.filterwarnings("ignore", message=".*quantize_per_channel")
             zeros = torch.zeros(len(scales), dtype=torch.int64)
             quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
@@ -197,9 +199,9 @@ class OneDnnInt8(Int8):
 
     @staticmethod
     def pack(weight: Tensor, scales: Tensor):
-        """Returns the packed integers of the weight, their scales and their zero points."""
-        # Weights are multiplied by 1 / scale, as torch.quantize_per_channel does for `FbgemmInt8`. A division
-        # by the scale would give other integers for some weights.
+        """Returns a tuple (packed integers, scale of each row, zero point of each row)."""
+        # Weights are multiplied by 1 / scale, because torch.quantize_per_channel also does this in
+        # `FbgemmInt8`. A division by the scale would give other integers for some weights.
         integers = (weight * (1 / scales)[:, None]).round().clamp(-127, 127).to(torch.int8)
         return (torch.ops.onednn.qlinear_prepack(integers, None), scales,
                 torch.zeros(len(scales), dtype=torch.int64))
@@ -215,9 +217,10 @@ class OneDnnInt8(Int8):
 
 @cache
 def best_int8() -> type[Int8] | None:
-    """Returns the int8 kernel for this processor, or None if no int8 kernel runs. Without AMX, FBGEMM is used
-    if it runs, because oneDNN is not faster (docs/inference.md). With AMX, if FBGEMM and oneDNN
-    run, both are measured once, and the faster kernel is used.
+    """Returns the class of the int8 kernel for this processor, or None if no int8 kernel runs. If only one of
+    FBGEMM and oneDNN runs, this kernel is used. If both run on a processor with AMX, both are measured once,
+    and the faster kernel is used. If both run without AMX, FBGEMM is used, because oneDNN is then not faster
+    than FBGEMM (docs/inference.md).
     """
     kernels = [kernel for kernel in (FbgemmInt8, OneDnnInt8) if kernel.runs()]
     if len(kernels) == 2 and "amx_int8" in features():

@@ -31,8 +31,8 @@ def outputs(model: nn.Module, examples: Examples, runtime: Runtime,
             micro_tokens: int = MICRO_TOKENS, progress: Callable[[int], None] | None = None) -> np.ndarray:
     """Returns the outputs of the model for all examples, in fp32 and in the order of the examples. A
     classifier's result has one row of logits for each example. A span model's result has one row for each
-    token of all examples: a start logit and an end logit. Only a batch of one example can have more than
-    `micro_tokens` tokens. `progress` is called with the number of tokens of each batch.
+    token: a start logit and an end logit. A batch has at most `micro_tokens` tokens, but a longer example is
+    a batch by itself. `progress` is called with the number of tokens of each batch.
     """
     training, per_token = model.training, isinstance(model, Span)
     model.eval()
@@ -81,9 +81,10 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
     (n, 1). For pairs of texts, `pairs` has the n second texts.
 
     `model.config.labels` has the names of the classes. If `model.config.problem_type` is
-    multi_label_classification, the sigmoid of a logit is the probability of its label. Texts longer than
-    `max_length` tokens (default: the model's number of positions) are cut. Raises `UserError` if the model is
-    no classifier, if the model cannot read the texts, or if an element of `texts` or `pairs` is not a text.
+    multi_label_classification, the sigmoid of a logit is the probability of its label. Otherwise, the softmax
+    of a row of logits has the probabilities of the classes. Texts longer than `max_length` tokens (default:
+    the model's number of positions) are cut. Raises `UserError` if the model is no classifier, if the model
+    cannot read the texts, or if an element of `texts` or `pairs` is not a text.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"predict needs a classifier, and this model is a {type(model).__name__}: fine-tune "
@@ -97,8 +98,9 @@ def predict(model: nn.Module, tokenizer: Tokenizer, texts: list[str],
 @torch.no_grad()
 def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | None = None, best: int = 5,
                runtime: Runtime | None = None) -> list[list[tuple[str, float]]]:
-    """Returns one list for each [MASK] in a text or a pair of texts: the `best` most likely tokens with their
-    probabilities. Raises `UserError` if there is no [MASK], or if the model cannot read the text.
+    """Returns one list for each [MASK] in a text or a pair of texts. A list has a pair (token, probability)
+    for each of the `best` most likely tokens. Raises `UserError` if there is no [MASK], or if the model
+    cannot read the text.
     """
     runtime, training = runtime or where_it_is(model), model.training
     ids, segments = tokenizer.encode([text], None if pair is None else [pair], max_length=sys.maxsize)
@@ -121,7 +123,7 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, text: str, pair: str | No
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer: Tokenizer, texts: list[str], *, max_length: int | None = None,
           runtime: Runtime | None = None) -> np.ndarray:
-    """Returns the sentence vectors of n texts: (n, D) for vectors of width D. The files of
+    """Returns the sentence vectors of n texts: (n, W) for vectors of width W. The files of
     sentence-transformers in the model's folder say how a vector is computed. Without these files, a vector is
     the mean of the last hidden states, scaled to length 1 (Reimers and Gurevych 2019, section 3). The mean is
     over all tokens, [CLS] and [SEP] included.
