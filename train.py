@@ -95,8 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     # the summary compares the trained student with this copy, which is made before the training
     initial = copy.deepcopy(run.module) if run.held_out else None
     # `learn` trains only the vector of token type 0, because the text has no other token type. The vectors
-    # that are equal to this vector before `learn` become copies of the trained vector after `learn`. Otherwise
-    # the token types of a text pair would have different vectors in fine-tuning.
+    # that are equal to this vector before `learn` become copies of the trained vector after `learn`.
+    # Otherwise the token types of a text pair would have different vectors in fine-tuning.
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
