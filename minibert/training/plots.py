@@ -7,8 +7,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws each loss term in metrics.jsonl over the number of tokens. Returns False, and draws nothing, if
-    there are no rows or if matplotlib is not installed.
+    """Draws each loss term (and accuracy) in metrics.jsonl over the number of tokens. Returns False, without
+    a figure, if there are no rows or if matplotlib is not installed.
     """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
@@ -62,7 +62,7 @@ def pyplot():
 
 
 def save_figure(figure, target: Path) -> None:
-    """Writes a figure and frees its memory."""
+    """Writes a figure to the file `target`, and frees the figure's memory."""
     import matplotlib.pyplot as plt
     figure.tight_layout()
     with disk_errors(target):
