@@ -2,13 +2,13 @@
 3.2, algorithm 1).
 
 A masked language model finds the candidates for a word: the word is masked, and the `k` words with the
-highest probabilities at its position are the candidates.
+highest probabilities at the masked position are the candidates.
 
 The code differs from the paper and from the original code:
 - Only words that consist of one token are replaced. The paper also replaces words of several tokens, by words
   with similar GloVe vectors.
-- The candidates for all words of a text are computed once, from the unchanged text. Algorithm 1 computes them
-  again for each copy, from a copy in which earlier words have already been replaced.
+- The candidates for all words of a text are computed once, before any word is replaced. Algorithm 1 computes
+  new candidates for each copy: for each word, after the words before it have been replaced.
 - Up to 15 % of the tokens of a text are masked at the same time. The original code masks one word at a time.
   In a measurement, the two ways of masking had about 14 of the 15 candidates for a word in common.
 """
@@ -138,8 +138,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,): tokens that differ only in capital letters have the same number, so that "film" is not replaced
-    # by "Film". Tokens that cannot be candidates have the number -1.
+    # (V,): a number for each token. Tokens that differ only in capital letters have the same number, so that
+    # "film" is not replaced by "Film". Tokens that cannot be candidates have the number -1.
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):

@@ -20,12 +20,13 @@ DEV_SHARE = 0.1
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
     """Returns a tuple (task, examples) of a csv file. In a .tsv file, tabs separate the columns.
 
-    The header must name the column `text`, and either `label` or `score`. The columns `pair` (second texts)
-    and `id` are optional, and other columns are ignored.
+    The header must name the column `text`. The columns `pair` (second texts) and `id` are optional, and other
+    columns are ignored.
 
-    If `task` is None, a column `label` has scores or classes. Its values are scores if all values are numbers
-    and at least one value has a decimal point, as in run_glue.py of transformers. If `task` is not None, each
-    value must be a class or a score of `task`, and the columns `label` and `score` may be missing.
+    If `task` is None, the header must also name either `label` or `score`. A column `label` has scores if all
+    its values are numbers and at least one value has a decimal point, as in run_glue.py of transformers.
+    Otherwise, the column `label` has classes. If `task` is not None, the columns `label` and `score` may be
+    missing. If one is there, each of its values must be a class or a score of `task`.
     """
     path = Path(path)
     names, rows = _csv_rows(path)

@@ -35,7 +35,7 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `load` warns about a new head, but fine-tuning often needs one
+        warnings.simplefilter("ignore")  # `load` warns about a new head, but here a new head is expected
         if task.kind == "span":
             return minibert.load(name, "span")
         stated = "regression" if task.kind == "score" else None
@@ -92,9 +92,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns a list with the index of each class of the task in `labels`. `labels` are the names of the
-    model's classes, which may be spelled in another way than the task's names (see `class_of`). Returns None
-    if model and task have different classes.
+    """Returns a list that has, for each class of the task, the index of this class in `labels`. `labels` are
+    the names of the model's classes, which may be spelled in another way than the task's names (see
+    `class_of`). Returns None if model and task have different classes.
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):

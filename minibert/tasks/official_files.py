@@ -45,7 +45,7 @@ def _not_there(path: Path, task: Task) -> UserError:
 
 
 def _table_rows(path: Path, table: Table) -> list[Row]:
-    """Returns the rows of a GLUE file. Tabs separate the columns, and quotes are ordinary characters."""
+    """Returns a list of the rows of a GLUE file. Tabs separate columns; quotes are ordinary characters."""
     lines = read_text(path).rstrip("\n").split("\n")
     names = expected = table.header.split("\t")
     if table.has_header:

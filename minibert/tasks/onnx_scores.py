@@ -40,8 +40,8 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float, max_length: int | None = None) -> Callable[[Path], None]:
     """Returns a function `judge_file(path)`. This function prints the scores of the int8 file at `path` and
-    of `model` in fp32 on the task's first dev split (for a csv file: on all rows). It raises `UserError` if
-    the task's first metric is more than `most` points lower in int8 than in fp32.
+    of `model` in fp32 on the task's first dev split (for a csv file: on all rows). `judge_file` raises
+    `UserError` if the task's first metric is more than `most` points lower in int8 than in fp32.
 
     `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
     `data` are the values of --task and --data of convert.py. If `max_length` is None, the maximum length is

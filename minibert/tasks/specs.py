@@ -19,7 +19,7 @@ class Example(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The name and the columns of the file of one split. `header` has the official names of the columns,
+    """The file of one split: its name and its columns. `header` has the official names of the columns,
     separated by tabs. `text`, `pair` and `label` are the names of the columns with the first text, the second
     text and the label. For IMDb, `file` is a folder that has one file for each review.
     """

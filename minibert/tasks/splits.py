@@ -133,9 +133,9 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
-    """Reads files of texts without labels, and returns them tokenised in one `Split`. A line has one text, or
-    if `pairs` is true, two texts with a tab between them. Blank lines are skipped. Raises `UserError` for any
-    other line.
+    """Reads files of texts without labels. Returns a `Split` with all texts, tokenised. If `pairs` is false,
+    a line has one text. If `pairs` is true, a line has two texts with a tab between them. Blank lines are
+    skipped. Raises `UserError` for any other line.
     """
     found = []
     for name in files:
