@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """Returns a tuple: the task with the training settings of this run, and a dict from the names of its
+    """Returns a tuple: the task with the training settings of this run, and a dict from the names of the
     splits to the tokenised splits.
 
     `reader` is the name of the model that `tokenizer` belongs to. The splits are train, the dev splits, and
@@ -434,8 +434,9 @@ def best_of(history: list[dict], metric: str) -> dict | None:
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
     """Trains `stage.module`, with checkpoints in the folder `out`. If the stage has dev splits, saves the
-    model of the best epoch (`keep_model`). Returns a dict with the entries "best" (the best epoch), "history"
-    (the scores of all epochs), and "seconds" (the time of training and evaluation).
+    model of the best epoch (`keep_model`). Returns a dict with the entries "best" (the best epoch, or None
+    without dev splits), "history" (the scores of all epochs), and "seconds" (the time of training and
+    evaluation).
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)

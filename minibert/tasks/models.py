@@ -53,7 +53,7 @@ def keeps_head(name: str, task: Task) -> bool:
                                 or config.regression != (task.kind == "score")
                                 or task.kind == "classes" and label_order(config.labels, task) is None):
         return False
-    if head is None:  # config.json does not name the head, so the model is loaded to find out
+    if head is None:  # config.json does not name the head, so the class of the loaded model decides
         return isinstance(minibert.load(name), head_kind(task))
     return head == ("span" if task.kind == "span" else "classification")
 

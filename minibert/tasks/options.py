@@ -162,7 +162,8 @@ class Options(MachineOptions):
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
     """Returns the `Task` with the name `task`, or None if `task` is a csv file. `task`, `data` and `dev` are
-    the values of --task, --data and --dev. Raises `UserError` if these values cannot be combined.
+    the values of --task, --data and --dev. Raises `UserError` if `task` is neither the name of a task nor a
+    csv file, or if the three values cannot be combined.
     """
     known = TASKS.get(task)
     if not known and Path(task).suffix.lower() not in (".csv", ".tsv"):

@@ -67,7 +67,7 @@ class Task:
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
-        """Returns a tuple with the names of the splits on which models are evaluated."""
+        """Returns a tuple with the names of the dev splits (for a user's csv file: an empty tuple)."""
         return tuple(name for name in self.splits if name.startswith("dev"))
 
     @property
@@ -184,8 +184,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# The settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2) that differ from the defaults
-# of `Task`. The paper has no settings for IMDb.
+# The maximum lengths and the numbers of intermediate epochs in the TinyBERT paper (Jiao et al. 2019, section
+# 4.2), where they differ from the defaults of `Task`. The paper has no settings for IMDb.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}

@@ -1,8 +1,8 @@
 """Turns questions of SQuAD 1.1 into windows of tokens, and the logits of a span head into answers.
 
-If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
-[SEP] part of the context [SEP]. The default lengths and stride are those of run_squad.py in Google's BERT
-code (Devlin et al. 2018).
+If a context is too long for the model, the model reads the context in overlapping windows. A window is [CLS]
+question [SEP] part of the context [SEP]. The default lengths and stride are those of run_squad.py in Google's
+BERT code (Devlin et al. 2018).
 """
 
 import unicodedata
@@ -105,7 +105,7 @@ def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
     """
     borders = [(0, min(room, tokens))]
     while borders[-1][1] < tokens:
-        # if the distance between two starts was more than `room`, some tokens would be in no window
+        # with more than `room` tokens between the starts of two windows, some tokens would be in no window
         begin = borders[-1][0] + min(room, stride)
         borders.append((begin, min(begin + room, tokens)))
     return borders
