@@ -65,9 +65,9 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     """Returns a copy of the model with the vocabulary of the tokenizer `new`. `old` is the tokenizer of the
     model.
 
-    A token that is in both vocabularies keeps its word embedding. A new token is in the new vocabulary only.
-    The old tokenizer divides it into old tokens, and it gets the mean of their word embeddings. MobileBERT's
-    MLM head has additional weights for each token, which are computed in the same way.
+    A token that is in both vocabularies keeps its word embedding. Any other token is new. The old tokenizer
+    divides a new token into old tokens, and the new token gets the mean of their word embeddings. The MLM
+    head of MobileBERT has additional weights for each token, which are computed in the same way.
 
     In an MLM head, the bias of a token is roughly the log of the token's frequency. A new token is rarer than
     each of the old tokens into which the old tokenizer divides it. So the smallest bias of these old tokens

@@ -126,9 +126,9 @@ def _modules(root: Path) -> list[dict]:
 
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
-    """Returns the files with the settings and weights of a module, as a dict from paths to contents. If the
-    module has only pickled weights, they are converted to safetensors if `legacy_bin` is true. Otherwise,
-    raises `UserError`.
+    """Returns the files with the settings and weights of a module, as a dict from paths to contents. Pickled
+    weights are read only if there is no model.safetensors. They are converted to safetensors with
+    `legacy_bin`, and refused with a `UserError` without it.
     """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
