@@ -73,7 +73,7 @@ class InferenceBench:
 
 @dataclass(frozen=True)
 class Job:
-    """The settings and the examples. The process of each engine gets the same `Job`."""
+    """The settings and the examples of a comparison. The process of each engine gets the same `Job`."""
 
     folder: Path
     ids: list[list[int]]

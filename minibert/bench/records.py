@@ -26,7 +26,7 @@ class TrainRun(NamedTuple):
 
 
 class TuneRun(NamedTuple):
-    """A run of finetune.py. `scores` has the scores of each seed's best epoch on the first dev split."""
+    """A run of finetune.py. `scores` is measured on the first dev split, at the best epoch of each seed."""
     folder: Path
     options: dict
     machine: str

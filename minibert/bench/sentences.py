@@ -94,7 +94,7 @@ def read_sts(folder: str) -> dict[str, tuple[list[str], list[str], list[float]]]
             rows = []
             for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
                 columns, where = line.split("\t"), f"{path}, line {number}"
-                if len(columns) < 7:  # at least: genre, file, year, number, score, two sentences
+                if len(columns) < 7:  # 7: genre, file, year, number, score and two sentences
                     raise UserError(f"{where} has {len(columns)} columns; the official file has at least 7")
                 rows.append((columns[5], columns[6], label_of(columns[4], task, where)))
             parts[part] = tuple(map(list, zip(*rows)))
@@ -165,7 +165,9 @@ def bench_sentences(options: SentencesBench) -> dict:
 
 
 def row(name: str, result: dict, teacher: dict) -> dict[str, str]:
-    """Returns the table row of a model, as a dict. A cell has a score and its share of the teacher's."""
+    """Returns the table row of a model, as a dict from columns to cells. The cell of a score has the score,
+    and the score divided by the teacher's score.
+    """
     cells = {"model": name, "layers": result["layers"], "parameters": f"{result['parameters'] / 1e6:.2f}M"}
     for what, score in result["scores"].items():
         kept = result["kept"][what]

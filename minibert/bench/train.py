@@ -174,7 +174,7 @@ def bench_train(options: TrainBench) -> dict:
         used, _ = rate(flops, seconds[kind])
         figures[kind] |= {"flops_per_second": used, "share_of_peak": used / peak}
         rows[kind] |= {"GFLOP/s": f"{used / 1e9:,.0f}", "of matrix peak": f"{100 * used / peak:.0f} %",
-                       "peak memory": rows[kind].pop("peak memory")}  # moved to the last column
+                       "peak memory": rows[kind].pop("peak memory")}  # moves the memory to the last column
     title = (f"{options.teacher} to {options.student}, {options.batch} sequences of {options.min_length} to "
              f"{options.max_length} tokens, {tokens / options.steps:,.0f} tokens a step, "
              f"{runtime.precision}, dropout {options.dropout}")
