@@ -20,8 +20,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        # The held-out KL is not drawn, because it has temperature 1 and the training KL has --temperature.
-        if held_out and term != "kl":
+        if held_out:
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")
     axes[0][-1].legend()
