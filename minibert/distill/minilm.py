@@ -46,8 +46,8 @@ def minilm(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: M
     """Returns MiniLM's loss for a micro-batch (Wang et al. 2020, section 3), and a dict with the sum of each
     term. The student's last layer learns two relations of one teacher layer:
 
-        attention_relation  the attention softmax(q k' / sqrt(E)), the paper's L_AT
-        value_relation      softmax(v v' / sqrt(E)), the paper's L_VR
+        attention_relation  the attention softmax(q k' / sqrt(E)), with the paper's loss L_AT
+        value_relation      softmax(v v' / sqrt(E)), with the paper's loss L_VR
 
     Student and teacher need the same number of heads, but not the same head size E.
     """
