@@ -195,7 +195,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
     teacher_weights, student_weights = teacher.state_dict(), {}
     for name in student.state_dict():
-        # `origin` is the teacher's name of the tensor, which differs from `name` in the number of the layer
+        # `origin` is the tensor's name in the teacher: it equals `name`, except for the number of the layer
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
         if layer and layers is None or other_norm and re.match(r"(encoder\.)?norm\.", name):
             continue  # no layers are copied, or one model has a LayerNorm and the other a NoNorm
