@@ -98,8 +98,8 @@ def mlm_counts(step: Step, weights: MLMWeights) -> dict[str, int]:
 
 
 def vocab_side(model: nn.Module, last: Tensor) -> Vocab:
-    """Returns the tensors from which `vocab_loss` computes the logits of `model`. `last` (N, D) are the last
-    hidden states of N tokens.
+    """Returns a `Vocab`: the tensors from which `vocab_loss` computes the logits of `model`. `last` (N, D)
+    are the last hidden states of N tokens.
     """
     return Vocab(model.mlm(last), model.mlm.table(model.encoder.word.weight), model.mlm.bias)
 

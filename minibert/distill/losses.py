@@ -48,8 +48,8 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
 
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """Returns the log-softmax of `x` (N, K) over the tokens of each sequence, separately in each of the K
-    columns. The result (N, K) is in fp32 (in fp64 if `x` is). `offsets` (S + 1,) are the offsets of the
-    `Batch` with these N tokens in S sequences.
+    columns. The result (N, K) is in fp32 (in fp64 if `x` is in fp64). `offsets` (S + 1,) are the offsets of
+    the `Batch` with these N tokens in S sequences.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape

@@ -119,9 +119,9 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     teacher's mode (train or eval).
 
     `shape` is the name of a preset or a `Config` (None: the teacher's config with half of the layers).
-    `layers` is the number of layers. If `layers` is None and `shape` is a `Config`, the student has the
-    layers of this config. If `layers` is None and `shape` is no `Config`, the student has one layer for each
-    number in `layer_map` (None: the layers of the shape).
+    `layers` is the number of layers. If `layers` is None and `shape` is a `Config`, the student has as many
+    layers as this config. If `layers` is None and `shape` is no `Config`, the student has one layer for each
+    number in `layer_map`. If `layer_map` is None as well, the student has as many layers as the shape.
 
     `init` says which weights are copied. "teacher" copies the embeddings, the head and teacher layers.
     `layer_map` has the number (from 0) of the copied teacher layer for each student layer (None: the result
