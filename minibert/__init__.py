@@ -1,8 +1,7 @@
 """minibert: small, fast BERT distillation in plain PyTorch.
 
 The names in `__all__` are the public interface. All other names may change. The module of a public name is
-imported when the name is first used. So a process that uses only `load_tokenizer` does not
-import torch.
+imported when the name is first used. So a process that uses only `load_tokenizer` does not import torch.
 """
 
 import importlib

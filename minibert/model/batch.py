@@ -110,10 +110,10 @@ class Step(NamedTuple):
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Divides the sequences of one rank into micro-batches. `lengths` has the numbers of tokens of all
-    sequences, those of the other ranks included. Returns one array for each micro-batch: the indices of its
-    sequences in `lengths`. A micro-batch has at most `micro_tokens` tokens, but a longer sequence is a
-    micro-batch by itself.
+    """Divides the sequences of one rank into micro-batches. `lengths` are the numbers of tokens of all
+    sequences, on all ranks. Returns one array for each micro-batch: the indices of its sequences in
+    `lengths`. A micro-batch has at most `micro_tokens` tokens, but a longer sequence is a micro-batch by
+    itself.
 
     The sequences are sorted by length, the longest first, so that sequences of equal length are neighbours.
     With 2 ranks, each rank takes every second sequence. So all ranks get about the same number of tokens.

@@ -17,8 +17,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     # torch's dropout is fast on a GPU (one kernel), and torch.compile can fuse it with other operations
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    # `dropped` of the 2^16 possible random values set an element to 0. `min` keeps `dropped` below 2^16,
-    # because the last line divides by 2^16 - `dropped`.
+    # `dropped` is how many of the 2^16 possible random values set an element to 0. `min` keeps `dropped`
+    # below 2^16, because the last line divides by 2^16 - `dropped`.
     dropped = min(round(p * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
     draws = words.view(torch.int16)[:x.numel()].view(x.shape)  # uniform integers from -2^15 to 2^15 - 1

@@ -94,8 +94,8 @@ class PreTraining(nn.Module):
 
 class Classifier(nn.Module):
     """An encoder with a head for K classes, or for one score (regression). The input of the last linear layer
-    is the encoder's pooled vector. DistilBERT has no pooler: there, this input is ReLU(W h_[CLS] + b), where
-    W and b belong to the head.
+    is the encoder's pooled vector. DistilBERT has no pooler. Its input is ReLU(W h_[CLS] + b), where W and b
+    belong to the head.
     """
 
     def __init__(self, config: Config):

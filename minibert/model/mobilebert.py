@@ -28,7 +28,7 @@ class NoNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns gamma * x + beta (`weight` and `bias`), in the shape of x."""
+        """Returns gamma * x + beta, in the shape of x. gamma is `weight`, and beta is `bias`."""
         return x * self.weight + self.bias
 
 
@@ -90,7 +90,9 @@ class MobileLayer(nn.Module):
 
 
 class MobileEncoder(Encoder):
-    """The embeddings and the L layers of a MobileBERT or IB-BERT."""
+    """The embeddings and the L layers of a MobileBERT or IB-BERT. A pooler is added if `pooler` and
+    `config.tanh_pooler` are true.
+    """
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
         # `Encoder.__init__` is not called, because it would build BERT's word embeddings, norm and layers

@@ -34,7 +34,7 @@ class SentencePooling:
     lowercase: bool = False
     prompt: str = ""  # put before each text
     width: int | None = None  # only the first `width` elements of a vector are kept; None: all
-    refused: str | None = None  # the reason if no vectors can be computed, otherwise None
+    refused: str | None = None  # the reason why vectors cannot be computed; None: they can
 
     def __call__(self, last: Tensor, batch: Batch) -> Tensor:
         """Returns the vectors of S sequences in fp32, (S, W). W is the width that `vector_width` returns."""
@@ -49,8 +49,8 @@ class SentencePooling:
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """Returns `model.sentences`. If it is missing or None, returns the default `SentencePooling`. Raises
-    `UserError` if minibert does not support the model's pooling.
+    """Returns `model.sentences`, if the model has this attribute and it is not None. Otherwise, returns the
+    default `SentencePooling`. Raises `UserError` if minibert does not support the model's pooling.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:

@@ -22,9 +22,9 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """Draws and masks `sequences` sequences from a corpus, or all sequences if the corpus has fewer. Each
-    token that is not special is masked with probability `share`. Calls with the same arguments give the same
-    sequences and masks.
+    """Returns a `Step` with `sequences` masked sequences from a corpus, or with all sequences if the corpus
+    has fewer. Each token that is not special is masked with probability `share`. Calls with the same
+    arguments give the same sequences and masks.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -66,7 +66,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
 @torch.no_grad()
 def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
                    runtime: Runtime) -> dict[str, float]:
-    """Returns a dict from each loss term to its mean on held-out text, without dropout. Its entry `loss` is
+    """Returns a dict from each loss term to its mean on held-out text, without dropout. The entry `loss` is
     the weighted sum of the means. `loss_of(student, micro)` returns the part of the loss that comes from one
     micro-batch, and a dict with the sum of each term over the micro-batch. For each term, `counts` has the
     number of tokens or sequences by which the term's sum is divided.

@@ -114,7 +114,7 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
 
 # Pre-training has only token type 0, so it trains only row 0 of the token-type table. After the training, row
 # 0 is copied to the rows that were equal to row 0 before the training. Otherwise fine-tuning on pairs would
-# start with a meaningless difference between first and second texts.
+# start with a meaningless difference between the types of the first and the second text.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
     """Returns the indices of the rows after row 0 of the token-type table that are equal to row 0."""

@@ -87,9 +87,9 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns a dict from an option, such as "teacher", to the hash of the model's weights. `models` maps the
-    option to the model's folder or hub name. Raises `UserError` if weights have changed since the start of
-    the run.
+    """Returns a dict from options, such as "teacher", to hashes of weights. `models` maps each option to the
+    folder or hub name of its model (None: no model). Raises `UserError` if the weights have changed since the
+    start of the run.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     check_unchanged(out, "weights", now, "the weights of --{}")

@@ -46,9 +46,8 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, counts: dict[str, int],
            scaler: torch.amp.GradScaler, runtime: Runtime, clip: float, stopping: bool = False
            ) -> tuple[dict, bool]:
-    """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model. The summed
-    gradients are not divided, because each micro-batch's loss was already divided by the counts of the whole
-    step.
+    """Sums the gradients over the ranks, clips their norm to at most `clip`, and updates the model. The sums
+    need no division, because each micro-batch's loss was already divided by the counts of the whole step.
 
     Returns two results: a dict with figures about the step, and a bool that is True if `stopping` is true on
     any rank. The dict has the entries `loss`, `grad_norm` (before clipping) and `skipped`, and one entry for

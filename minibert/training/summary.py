@@ -22,7 +22,7 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 
 def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
     """Returns a dict from the name of each function to its median time in seconds. Each of `turns` rounds
-    calls every function once. A round before these rounds is not timed, because first calls are slow.
+    calls every function once. An additional first round is not timed, because first calls are slow.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
