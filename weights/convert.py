@@ -133,7 +133,7 @@ def main() -> None:
 
 def carve(model, tokenizer, args):
     """Makes the model smaller, as the command-line options say. Returns the pair (model, tokenizer). Without
-    such options, this is the given pair.
+    such options, returns `model` and `tokenizer` unchanged.
     """
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))

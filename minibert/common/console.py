@@ -57,8 +57,8 @@ class Progress:
         self.in_place = False  # whether the cursor is on the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. If a new line is due (see `Progress`), prints it, with `detail` at
-        its end.
+        """Adds `amount` to the work done. If it is time for a new line (see `Progress`), prints a line with
+        `detail` at its end.
         """
         self.done += amount
         finished = self.done >= self.total

@@ -37,7 +37,8 @@ class MachineOptions:
     precision: str = option(
         "auto", "precision of matrix products; auto: bf16 on hardware that multiplies bf16, fp16 on other "
                 "GPUs, and fp32 on other CPUs",
-        # "auto" and the keys of PRECISIONS in runtime.py, written again to avoid the import of torch
+        # These are "auto" and the keys of PRECISIONS in runtime.py. The keys are written again, because the
+        # import of runtime.py would import torch.
         choices=("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1; auto: a GPU if there is one",
                          metavar="DEVICE")
@@ -52,7 +53,7 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
     """Reads the command line and returns an instance of the dataclass `cls`.
 
     A `bool` field `x` becomes the flags --x and --no-x. A `tuple[T, ...]` field takes one or more values. If
-    the default of a field is None, its option is required, but a field of the type `T | None` is optional.
+    the default of a field is None and the type of the field is not `T | None`, its option is required.
 
     `defaults` has the defaults that depend on another option. Only the help uses `defaults`. With
     {"method": {"tinybert": {"lr": 1e-4}}}, the help for --method tinybert shows 1e-4 as the default of --lr.
@@ -82,8 +83,8 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 def unread(cls, given: dict) -> dict[str, str]:
     """Finds the options of `cls` that have no effect. `given` is a dict from the names of options to their
-    values. Returns a dict from the name of each option without effect to the reason, as the end of an error
-    message.
+    values. Returns a dict from the name of each option without effect to the reason. The reason is the end of
+    an error message.
     """
     reasons = {}
     for field in dataclasses.fields(cls):

@@ -28,7 +28,8 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 2
 PARTS = ("train", "held-out")
-MIN_LENGTH = 12  # shorter sequences (with [CLS] and [SEP]) are left out by default, as in DistilBERT's code
+# By default, sequences with fewer tokens (including [CLS] and [SEP]) are left out, as in DistilBERT's code.
+MIN_LENGTH = 12
 SPECIALS = 2  # the number of special tokens that a sequence gets: [CLS] and [SEP]
 
 

@@ -55,8 +55,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
     A text with more than `max_length` tokens is cut ([CLS] and [SEP] are also counted). `selection` says how
     the masked tokens are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). `share` is the
-    share of the tokens that are masked, or the share of the words with "whole-word". Raises `UserError` if
-    there is no text.
+    share of the tokens that are masked. With "whole-word", `share` is the share of the words. Raises
+    `UserError` if there is no text.
     """
     # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":

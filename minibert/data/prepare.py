@@ -21,10 +21,10 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    A document belongs to the part "held-out" if its hash (`hash_share`, in [0, 1)) is less than `held_out`.
-    Otherwise it belongs to the part "train". So equal documents are always in the same part. `report` is
-    called with each line of the summary and with each warning. If `report` is None, only the progress is
-    printed.
+    `hash_share` computes a hash of each document, a number in [0, 1). If the hash is less than `held_out`,
+    the document belongs to the part "held-out", otherwise to the part "train". So equal documents are always
+    in the same part. `report` is called with each line of the summary and with each warning. If `report` is
+    None, only the progress is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)

@@ -25,7 +25,7 @@ NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yields the pair (module name, text) for each module of the standard library that has docstrings. The
-    last pair has the help topics. Raises `UserError` if the folder `library` has no source files.
+    last pair has all help topics. Raises `UserError` if the folder `library` has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))

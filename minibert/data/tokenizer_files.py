@@ -127,10 +127,10 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Returns True if the tokenizer class of a folder is generic: in transformers, this class reads the
-    options of the normaliser from tokenizer.json, and the folder has this file. `config` and `model` are the
-    contents of tokenizer_config.json and config.json. `described` is True if there is a tokenizer.json.
-    Raises `UserError` for an unknown class, and for unsupported settings.
+    """Returns True if the tokenizer class of a folder is generic. A class is generic if it reads the options
+    of the normaliser from tokenizer.json in transformers, and if the folder has a tokenizer.json (`described`
+    is True). `config` and `model` are the contents of tokenizer_config.json and config.json. Raises
+    `UserError` for an unknown class, and for unsupported settings.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
