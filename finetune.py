@@ -1,8 +1,8 @@
 """Fine-tuning and evaluation on GLUE, IMDb, SQuAD or your own CSV file, with or without a teacher.
 
-The training has two stages with the method tinybert (unless --intermediate-epochs is 0), and one stage with
-every other method. The function `train` runs one stage. The options are in minibert/tasks/options.py. The
-losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/.
+With --method tinybert, the training has two stages (with --intermediate-epochs 0, only one). With every other
+method, the training has one stage. The function `train` runs one stage. The options are in
+minibert/tasks/options.py. The losses are in task_kd.py, tinybert.py and theseus.py in minibert/distill/.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ class Run(NamedTuple):
 class Teaching(NamedTuple):
     """The teacher and its outputs, from which the student learns."""
 
-    teacher: nn.Module | None  # the frozen teacher, if the method runs it during training
+    teacher: nn.Module | None  # the frozen teacher; None if the method does not run it during training
     targets: dict[str, np.ndarray]  # the teacher's outputs on the training examples (see `teacher_outputs`)
     layers: list[int]  # for pkd, the numbers (from 1) of the student layers that learn [CLS] states
 
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         teaching = ask_teacher(run, teacher, then.examples)
         if runtime.is_writer:
             teacher_scores, _ = judge_all(run, teacher, dev_of(task, splits))
-        del teacher  # frees the memory, unless the method runs the teacher during training
+        del teacher  # frees the teacher's memory, unless `teaching` also has the teacher
     if runtime.is_writer:
         write_json(out / "config.json", record)
     announce(run, first, then)
@@ -117,11 +117,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task, dict[str, Split]]:
-    """Returns the task with the training settings of this run, and its tokenised splits.
+    """Returns a tuple: the task with the training settings of this run, and a dict from the names of the
+    splits to the tokenised splits.
 
-    `reader` is the model whose tokenizer and config are used. The splits are train, the dev splits, and the
-    splits of --predict, --augmented and --transfer. With --evaluate, only the splits to evaluate are
-    returned.
+    `reader` is the name of the model that `tokenizer` belongs to. The splits are train, the dev splits, and
+    the splits of --predict, --augmented and --transfer. With --evaluate, the dict has only the splits to
+    evaluate.
     """
     if options.evaluate:
         task, rows = read_rows_to_judge(options.task, options.data, reader)
@@ -129,8 +130,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
         task, rows = read_rows(options.task, options.data, options.dev, options.predict)
     if options.augmented:
         # If train and dev are parts of one csv file, the file of --augmented must have no copies of dev rows.
-        # A copy has the id of its row. An id that a train row and a dev row share is not checked, because its
-        # copies may be copies of the train row.
+        # A copy has the id of its row. If a train row and a dev row have the same id, this id is not checked,
+        # because a copy with this id may be a copy of the train row.
         own_file = options.task not in TASKS and not options.dev
         held_out = {row.id for row in rows["dev"]} - {row.id for row in rows["train"]} if own_file else ()
         pairs = rows["train"][0].pair is not None
@@ -139,7 +140,7 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
     config = load_config(reader)
     splits = tokenise_splits(task, rows, tokenizer, options.stride, config, reader)
     if options.transfer:
-        # token type 1 marks the second text of a pair (for SQuAD: the context)
+        # the training set has pairs if a token has type 1, the type of second texts (for SQuAD: of contexts)
         pairs = bool(splits["train"].examples.segments.any())
         splits["transfer"] = read_transfer(task, options.transfer, tokenizer, pairs)
         check_examples(splits["transfer"].examples, config, reader)
@@ -147,8 +148,8 @@ def read_task(options: Options, reader: str, tokenizer: Tokenizer) -> tuple[Task
 
 
 def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> tuple[Split, Split]:
-    """Returns the split for TinyBERT's intermediate stage, and the split for the last stage. The first split
-    is not used with other methods.
+    """Returns a tuple: the split for TinyBERT's intermediate stage, and the split for the last stage. Other
+    methods have only the last stage, so they do not use the first split.
     """
     first = then = splits.get("transfer") or splits.get("augmented") or splits["train"]
     if options.method == "tinybert" and task.kind == "score" and options.augmented:
@@ -164,7 +165,7 @@ def training_splits(options: Options, task: Task, splits: dict[str, Split]) -> t
 
 def open_folder(run: Run, splits: dict[str, Split]) -> dict:
     """Creates the folder of a new run, or checks that a resumed run has the same options, examples and
-    weights as before. Returns the content of config.json, which `main` writes later.
+    weights as at its start. Returns a dict with the content of config.json, which `main` writes later.
     """
     options = run.options
     data = {name: split.examples.fingerprint for name, split in splits.items()
@@ -197,8 +198,8 @@ def announce(run: Run, first: Split, then: Split) -> None:
 
 
 def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scores: dict) -> None:
-    """Keeps only the model of the best seed. Writes summary.json, the model's wrong answers, and with
-    --predict its predictions. Prints the final table.
+    """Keeps only the model of the best seed. Writes summary.json and the model's wrong answers, and with
+    --predict the model's predictions for the test splits. Prints the final table.
     """
     options, task, out = run.options, run.task, run.out
     dev = dev_of(task, splits)
@@ -209,7 +210,7 @@ def finish(run: Run, splits: dict[str, Split], results: list[dict], teacher_scor
     if task.kind == "span":  # the official script of SQuAD reads predictions.json
         write_json(out / "predictions.json", {id: found[0].text for id, found in answers.items()})
     scores, rows = summarise(task, dev, splits["train"], results, teacher_scores)
-    # summary.json is written first, because printing the table fails if the terminal was closed
+    # summary.json is written before the table is printed, because printing fails if the terminal was closed
     write_json(out / "summary.json", {"task": task.name, "results": results, "best_seed": best,
                                       "model": str(out / "model"), **scores, "table": rows})
     if options.predict:
@@ -245,7 +246,7 @@ def predict(run: Run, model: nn.Module, splits: dict[str, Split]) -> None:
 
 def cut_student(run: Run) -> None:
     """Saves the student with which the training of every seed starts: a copy of the teacher that has only
-    some of the teacher's layers. A student that is already saved is kept.
+    some of the teacher's layers. If the student is already saved, `cut_student` does nothing.
     """
     options = run.options
     if (Path(run.student) / "config.json").exists():
@@ -284,8 +285,8 @@ def load_teacher(run: Run, splits: dict[str, Split]) -> nn.Module:
 
 
 def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
-    """Returns what the student learns from. The teacher's outputs on the training examples are computed only
-    if alpha is above 0 or the method is pkd.
+    """Returns a `Teaching`: the teacher, and the teacher's outputs on the training examples. The outputs are
+    computed only if --alpha is above 0 or the method is pkd.
     """
     options, pairs, targets = run.options, [], {}
     if options.method == "pkd":
@@ -306,9 +307,9 @@ def ask_teacher(run: Run, teacher: nn.Module, examples: Examples) -> Teaching:
 
 def one_seed(seed: int, run: Run, dev: dict[str, Split], examples: tuple[Examples, Examples],
              teaching: Teaching) -> dict:
-    """Fine-tunes with one seed and returns the result, or returns the stored result if the seed is finished.
-    All ranks except the first return an empty dict. `examples` are the examples of the intermediate stage and
-    those of the last stage.
+    """Fine-tunes with one seed and returns a dict with the result (see `train`). If the seed is already
+    finished, returns the stored result. Only the first rank returns the result; other ranks return an empty
+    dict. `examples` is a pair: the examples of the intermediate stage, and the examples of the last stage.
     """
     options, task, out = run.options, run.task, run.out / f"seed-{seed}"
     if not (out / "result.json").exists():
@@ -338,11 +339,11 @@ def student_of(seed: int, run: Run, source: str | Path) -> nn.Module:
 
 
 def loss_of_task(seed: int, run: Run, student: nn.Module, teaching: Teaching, steps: int) -> Callable:
-    """Returns a function `loss(data)`, where `data` are the examples of one training step.
+    """Returns a function `loss(data)`. `data` has the micro-batches of one training step.
 
-    `loss(data)` returns a function that computes the loss of one micro-batch, and a dict with a divisor for
-    each loss term. A divisor is a number of examples. The sum of a loss term over all examples of the step is
-    divided by this number.
+    `loss(data)` returns a tuple: a function that computes the loss of one micro-batch, and a dict from the
+    name of each loss term to its divisor. The divisor is a number of examples. The sum of a loss term over
+    all examples of the step is divided by this number.
     """
     options, teacher, weights = run.options, teaching.teacher, TaskWeights()
     if options.teacher:
@@ -368,12 +369,13 @@ def has_intermediate_stage(options: Options, task: Task) -> bool:
 
 
 def intermediate(seed: int, run: Run, examples: Examples, teacher: nn.Module, out: Path) -> float:
-    """Runs TinyBERT's intermediate stage (Jiao et al. 2019, section 3.2). Without labels, the student learns
-    to imitate the embeddings, hidden states and attention of the fine-tuned teacher. Returns the training
-    time in seconds.
+    """Runs TinyBERT's intermediate stage (Jiao et al. 2019, section 3.2), if it is not finished yet. Returns
+    the training time of the stage in seconds. In this stage, the student learns to imitate the embeddings,
+    hidden states and attention of the fine-tuned teacher. The stage uses no labels, and does not train the
+    student's task head.
 
-    The student is saved in out/model. Its task head is not trained in this stage. The linear layers of
-    --project are saved in out/projections.safetensors.
+    The student is saved in the folder `out`/model. With --project, the linear layers are saved in the file
+    `out`/projections.safetensors.
     """
     options, task = run.options, run.task
     if not (out / "result.json").exists():
@@ -424,16 +426,17 @@ class Stage(NamedTuple):
 
 
 def best_of(history: list[dict], metric: str) -> dict | None:
-    """Returns the earliest epoch of `history` with the best `metric` on the first dev split, or None if
-    `history` is empty.
+    """Returns the epoch of `history` with the highest `metric` on the first dev split. If several epochs have
+    the highest value, returns the earliest of these epochs. Returns None if `history` is empty.
     """
     return max(history, key=lambda epoch: rank(next(iter(epoch["scores"].values())), metric), default=None)
 
 
 def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
-    """Trains `stage.module`, with checkpoints in the folder `out`. Returns the best epoch, the scores of all
-    epochs, and the time of training and evaluation in seconds. If the stage has dev splits, saves the model
-    of the best epoch (`keep_model`).
+    """Trains `stage.module`, with checkpoints in the folder `out`. If the stage has dev splits, saves the
+    model of the best epoch (`keep_model`). Returns a dict with the entries "best" (the best epoch, or None
+    without dev splits), "history" (the scores of all epochs), and "seconds" (the time of training and
+    evaluation).
     """
     begun, options, task, runtime = time.perf_counter(), run.options, run.task, run.runtime
     n = len(stage.examples.lengths)
@@ -455,8 +458,9 @@ def train(stage: Stage, seed: int, run: Run, out: Path) -> dict:
         # if the run was killed right after the checkpoint of the best epoch, the best model is not saved yet
         if history and best_of(history, task.metrics[0])["step"] == done:
             keep_model(stage, run, out, judge_all(run, stage.module, stage.dev)[1])
-    # `freeze_unread` freezes the parameters that the loss of one example does not use. The example
-    # is drawn as for a step after the last one, because theseus then uses all student layers.
+    # `freeze_unread` freezes the parameters that the loss of one example does not use. With theseus, all
+    # student layers are used at the end of the training. So the example is drawn as for the step after the
+    # last step, and no student layer is frozen.
     one = draw(stage.examples, stage.targets, steps, 1, seed, options.micro_tokens)
     freeze_unread(stage.module, stage.loss(one)[0], one.micro_batches[0], runtime)
 
@@ -510,14 +514,18 @@ def steps_of(epochs: float, examples: Examples, task: Task) -> int:
 
 def judge_all(run: Run, model: nn.Module, dev: dict[str, Split]
               ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Returns a model's scores on every dev split, and its outputs on the first dev split."""
+    """Returns a tuple: a dict from the name of each dev split to a dict of the model's scores, and an array
+    with the model's outputs on the first dev split.
+    """
     judged = {name: judge(model, run.task, split, run.runtime, run.options.micro_tokens)
               for name, split in dev.items()}
     return {name: scores for name, (scores, _) in judged.items()}, next(iter(judged.values()))[1]
 
 
 def keep_model(stage: Stage, run: Run, out: Path, logits: np.ndarray) -> None:
-    """Saves the model in out/model, and its outputs on the first dev split in the file `OUTPUTS` in `out`."""
+    """Saves the model in the folder `out`/model. Saves `logits`, the model's outputs on the first dev split,
+    in the file `OUTPUTS` in `out`.
+    """
     write_tensors(out / OUTPUTS, {"outputs": torch.from_numpy(logits)})
     minibert.save(stage.module, out / "model", run.tokenizer,
                   card=card_of(run.options, run.task))

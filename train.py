@@ -70,14 +70,14 @@ class Run(NamedTuple):
     out: Path
     method: Method
     weights: object  # the weights of the loss terms, and other settings, for example the temperature
-    module: nn.Module  # the trained module: the student, or the method's wrapper around it
+    module: nn.Module  # the module to train: the student, or the method's wrapper around the student
     teacher: nn.Module | None
     origins: list[int] | None  # as in `Models`
     tokenizer: Tokenizer
     corpus: Corpus
-    held_out: Step | None  # sequences of the held-out text or of --eval-corpus
+    held_out: Step | None  # sequences for the evaluation; None: there is no held-out text
     steps: int
-    plan: list[Stage]  # the stages of MobileBERT's schedule; empty with any other method
+    plan: list[Stage]  # the stages of MobileBERT's schedule; empty for any other method
 
 
 # ---------------------------------------------------------------- main
@@ -92,10 +92,11 @@ def main(argv: list[str] | None = None) -> None:
         open_run(out, dataclasses.asdict(options), MAY_CHANGE)
     runtime.barrier()
     run = make_run(options, runtime, out)  # every rank builds the same models, because the seed is the same
-    # the summary compares the trained student with this copy of the untrained student
+    # the summary compares the trained student with this copy, which is made before the training
     initial = copy.deepcopy(run.module) if run.held_out else None
-    # `learn` trains only the vector of token type 0, because the text has no other type. A type whose vector
-    # was equal to that of type 0 gets the trained vector. Otherwise the types of a pair would differ later.
+    # `learn` trains only the vector of token type 0, because the text has no other token type. The vectors
+    # that are equal to this vector before `learn` become copies of the trained vector after `learn`.
+    # Otherwise the token types of a text pair would have different vectors in fine-tuning.
     equal_types = equal_token_types(encoder_of(run.module))
     learn(run)
     if runtime.is_writer:
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
-    """Builds the models and opens the corpora that the options name."""
+    """Returns the `Run` with the models and the corpora that the options name."""
     method, weights = METHODS[options.method], options.loss_weights()
     models = make_models(options, method, weights)
     student, teacher = models.student, models.teacher
@@ -118,8 +119,8 @@ def make_run(options: Options, runtime: Runtime, out: Path) -> Run:
                       TRANSFER_SHARE if options.transfer_share is None else options.transfer_share)
     held_out = None
     if unseen is not None:
-        # With an MLM head, 15 % of the held-out tokens are masked, whatever --mask-share is. So the losses of
-        # all methods with an MLM head are comparable.
+        # If the method trains an MLM head, 15 % of the held-out tokens are masked, even with another
+        # --mask-share. So the held-out losses of all runs with such a method are comparable.
         share = 0.15 if method.head == "mlm" else options.mask_share
         held_out = held_out_step(unseen, models.tokenizer, options.eval_sequences, options.micro_tokens,
                                  share)
@@ -138,7 +139,8 @@ class Models(NamedTuple):
 
     student: nn.Module
     teacher: nn.Module | None
-    origins: list[int] | None  # for each student layer, the number (from 0) of the copied teacher layer
+    # for each student layer, the number (from 0) of the copied teacher layer; None: no layers were copied
+    origins: list[int] | None
     tokenizer: Tokenizer
 
 
@@ -147,7 +149,7 @@ def make_models(options: Options, method: Method, weights) -> Models:
     with this teacher, if the tokenizer has more tokens than the student's vocabulary, or if a model has fewer
     than --max-length positions.
     """
-    torch.manual_seed(options.seed)  # for the random weights of a new head and of TinyBERT's projections
+    torch.manual_seed(options.seed)  # for the random layers of `TinyBERTStudent` and `SentenceStudent`
     alone = options.method == "mlm" and options.teacher is None
     models = student_alone(options) if alone else student_and_teacher(options, method, weights)
     name = options.student if alone else options.teacher or BUNDLED_TEACHER
@@ -158,7 +160,7 @@ def make_models(options: Options, method: Method, weights) -> Models:
 
 
 def student_alone(options: Options) -> Models:
-    """Returns the student for training without a teacher, and its tokenizer."""
+    """Returns `Models` with the student and its tokenizer, for training without a teacher."""
     if options.student in PRESETS:
         student, tokenizer = start_alone(options.student, options.layers, options.corpus[0], options.seed)
     else:
@@ -167,7 +169,7 @@ def student_alone(options: Options) -> Models:
 
 
 def student_and_teacher(options: Options, method: Method, weights) -> Models:
-    """Returns `Models` with the student, and the teacher with the head that the method needs."""
+    """Returns `Models` with a student and a teacher. Both models have the head that the method needs."""
     name = options.teacher or str(BUNDLED_TEACHER)
     # Student and teacher read the same ids, so the student uses the teacher's tokenizer.
     teacher, tokenizer = minibert.load(name, head=method.head), minibert.load_tokenizer(name)
@@ -198,7 +200,7 @@ def student_and_teacher(options: Options, method: Method, weights) -> Models:
 # ---------------------------------------------------------------- text
 
 def is_prepared(sources: tuple[str, ...]) -> bool:
-    """Returns True if the value of a corpus option is a single prepared folder."""
+    """Returns True if `sources`, the value of a corpus option, is a single prepared folder."""
     return len(sources) == 1 and (Path(sources[0]) / "corpus.json").exists()
 
 
@@ -206,7 +208,8 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
              held_out: float) -> Path:
     """Returns the folder with the prepared text of --corpus or --eval-corpus. `sources` is the value of the
     option. If `sources` is not a prepared folder, the first rank prepares the text in the folder `target`. A
-    resumed run uses the text that is already in `target`.
+    resumed run uses the text that is already in `target`. `held_out` is the share of held-out text (for
+    python-docs, the share is fixed).
     """
     if is_prepared(sources):
         return Path(sources[0])
@@ -221,14 +224,14 @@ def prepared(sources: tuple[str, ...], target: Path, options: Options, tokenizer
 
 def corpora(options: Options, tokenizer: Tokenizer, runtime: Runtime,
             out: Path) -> tuple[Corpus, Corpus | None]:
-    """Returns the training text and the held-out text. If there is no held-out text, prints a message and
-    returns None as the second value.
+    """Returns the corpus for training and the corpus for evaluation (--eval-corpus, or the held-out text of
+    --corpus). If there is no held-out text, prints a message, and the second value is None.
     """
     def opened(folder: Path, *parts: str) -> Corpus:
         return open_corpus(folder, options.max_length, options.one_line, parts, tokenizer,
                            options.min_length)
 
-    # wrong paths are reported first, because preparing a corpus can take hours
+    # `find_sources` reports wrong paths before a corpus is prepared, because preparing can take hours
     for sources in (options.corpus, options.eval_corpus):
         if sources not in ((), ("python-docs",)) and not is_prepared(sources) and not options.resume:
             find_sources(list(sources))
@@ -266,7 +269,7 @@ def learn(run: Run) -> None:
         say(f"resuming after step {done}")
     draw = drawing(run)
     draw_mine = partial(draw, batch=options.batch, part=(runtime.rank, runtime.ranks))
-    one = draw(0, batch=1)  # one sequence is enough to find the parameters that have a gradient
+    one = draw(0, batch=1)  # one sequence is enough to find the parameters that get a gradient
     weights, stage = run.weights, None
     if not run.plan:
         freeze_unread(module, objective(run, one, weights)[0], one.micro_batches[0], runtime)
@@ -275,8 +278,8 @@ def learn(run: Run) -> None:
         begin_records(run, done)
         tokens = last_tokens(run.out / "metrics.jsonl")
     progress, skipped = Progress("training", run.steps, "steps", done, stays=True), 0
-    # A thread prepares the next step during the current step. SIGTERM or SIGINT (Ctrl-C) ends the loop after
-    # the current step.
+    # A thread makes the data of the next step during the current step. SIGTERM or SIGINT (Ctrl-C) ends the
+    # loop after the current step.
     with stop_requests() as stop, ahead(draw_mine, done) as upcoming:
         while done < run.steps:
             begun = time.perf_counter()
@@ -298,13 +301,14 @@ def learn(run: Run) -> None:
                                        bool(stop))
             done += 1
 
-            # `update` has waited for the device, so the measured time is that of the whole step
             skipped = consecutive_skips(skipped, figures, scaler, done)
             tokens += data.tokens
             row = {"step": done, "tokens": tokens, **figures, "lr": lr * max(factors or [1.0]),
                    **({"stage": run.plan.index(stage) + 1} if run.plan else {}),
+                   # `update` has waited for the device, so the measured time is that of the whole step
                    "tokens_per_second": data.tokens / (time.perf_counter() - begun)}
-            # Every rank computes these figures, because waiting for those of the first rank takes as long.
+            # Every rank computes the held-out figures, although only the first rank writes them. To wait for
+            # the first rank would take as long as this computation.
             if run.held_out and options.eval_every and done % options.eval_every == 0 and done < run.steps:
                 row["held_out"] = held_out_figures(run, module, with_teacher=False)
             if runtime.is_writer:
@@ -319,7 +323,9 @@ def learn(run: Run) -> None:
 
 
 def drawing(run: Run) -> Callable[..., Step]:
-    """Returns a function that calls `make_step` with the corpus, the tokenizer and the options of the run."""
+    """Returns a function that calls `make_step` with the corpus, the tokenizer and the options of the run.
+    The caller gives this function the step, `batch` and `part`.
+    """
     options, smoothing = run.options, None
     if options.masking == "smoothed":
         smoothing = smoothed_weights(run.corpus.counts, run.tokenizer.special)
@@ -328,8 +334,8 @@ def drawing(run: Run) -> Callable[..., Step]:
 
 
 def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
-    """Returns the function that computes the loss of one micro-batch, and a dict with a divisor for each loss
-    term.
+    """Returns the function that computes the loss of one micro-batch, and a dict from the name of each loss
+    term to its divisor.
     """
     # The divisors are counts over the whole step, with the sequences of all ranks. So the losses of all
     # micro-batches and ranks add up to the mean over the step.
@@ -338,8 +344,9 @@ def objective(run: Run, data: Step, weights) -> tuple[Callable, dict[str, int]]:
 
 
 def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
-    """Returns the learning rate of a step. For MobileBERT, returns the peak learning rate, and for each
-    part of the student the factor by which the peak rate is multiplied (see `rates`).
+    """Returns the learning rate of a step, and None. For MobileBERT, returns the peak learning rate, and a
+    list with a factor for each part of the student. The part's learning rate is the peak rate times its
+    factor (see `rates`).
     """
     options = run.options
     if not run.plan:
@@ -348,8 +355,8 @@ def rate_at(step: int, run: Run) -> tuple[float, list[float] | None]:
 
 
 def begin_records(run: Run, done: int) -> None:
-    """Checks that a resumed run has the same text and models as before the stop. Removes the rows of the
-    steps after the checkpoint from metrics.jsonl. Writes config.json.
+    """Checks that a resumed run has the same text and loads the same weights as at its start. Removes the
+    rows of all steps after step `done`, the step of the checkpoint, from metrics.jsonl. Writes config.json.
     """
     options = run.options
     check_corpus(run.out, run.corpus.fingerprint)
@@ -369,8 +376,9 @@ def begin_records(run: Run, done: int) -> None:
 # ---------------------------------------------------------------- the result
 
 def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str, float]:
-    """Returns a model's figures on held-out text. If the method trains an MLM head, these are the figures of
-    `evaluate_mlm`. Otherwise, they are the terms of the method's loss.
+    """Returns a model's figures on held-out text, as a dict. If the method trains an MLM head, these are the
+    figures of `evaluate_mlm`. With `with_teacher`, they include the KL divergence to the teacher. If the
+    method trains no MLM head, the figures are the loss and its terms (see `evaluate_terms`).
     """
     if run.method.head == "mlm":
         return evaluate_mlm(model, run.held_out, run.runtime, run.teacher if with_teacher else None)
@@ -383,25 +391,28 @@ def held_out_figures(run: Run, model: nn.Module, with_teacher: bool) -> dict[str
 
 
 def finish(run: Run, initial: nn.Module | None) -> None:
-    """Writes model/ and summary.json, and prints the figures of the student before and after training."""
+    """Writes model/, summary.json and, if matplotlib is installed, curves.png. Prints the held-out figures of
+    the teacher, and of the student before and after training.
+    """
     options, out, module = run.options, run.out, run.module.eval()
     card = (f"Trained by `train.py --method {options.method}` of minibert; "
             "the options are in the run's `config.json`.")
     # a method without an MLM head trains no head, so only the encoder is saved
     student = module if run.method.head == "mlm" else encoder_of(module)
     if isinstance(module, SentenceStudent):
-        # `source` is the loaded model whose pooling is used: the student itself, or else the teacher
+        # `SentenceStudent` uses the pooling of `source`: the student if it was loaded as a sentence encoder,
+        # otherwise the teacher
         source = student if getattr(student, "sentences", None) else run.teacher
         settings = source.beside.files.get(SHARED)
-        # `save` also writes `beside.files`, which say how the sentence vector is computed
         student.sentences = module.sentences
+        # `save` also writes these files, which say how the sentence vector is computed
         student.beside = Beside(files=sentence_files(module.sentences, module.config.hidden_size, settings))
     minibert.save(student, out / "model", run.tokenizer, card=card)
     figures = {"tokens": last_tokens(out / "metrics.jsonl")}
     if run.held_out:
         scores, rows = compare(run, initial.eval())
         figures |= {"held_out": scores, "table": rows}
-    # summary.json is written first, because printing the table fails if the terminal was closed
+    # summary.json is written before the table is printed, because printing fails if the terminal was closed
     write_json(out / "summary.json", figures)
     if run.held_out:
         say("\n" + table(rows, f"held out: {run.held_out.tokens:,} tokens, "
@@ -414,8 +425,9 @@ def finish(run: Run, initial: nn.Module | None) -> None:
 
 
 def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
-    """Returns the held-out figures of the teacher and of the student before and after training, and the rows
-    of a table with these figures.
+    """Returns a dict from the name of a model to its held-out figures, and a list with the rows of the table
+    that shows them. The models are the student before training (`initial`), the student after training, and
+    the teacher, if there is one.
     """
     models = {"student, initial": initial, "student, trained": run.module}
     scores = {name: held_out_figures(run, model, with_teacher=True) for name, model in models.items()}
@@ -429,18 +441,19 @@ def compare(run: Run, initial: nn.Module) -> tuple[dict[str, dict], list[dict]]:
         if run.method.head == "mlm":
             scores["teacher"] = evaluate_mlm(run.teacher, run.held_out, run.runtime)
     if run.method.head == "encoder":
-        # only the encoders are compared, because TinyBERT's projections are not part of the student
+        # the table counts only encoder parameters, because TinyBERT's projections are not part of the student
         models = {name: encoder_of(model) for name, model in models.items()}
     return scores, comparison(models, scores, tokens_per_second(models, run.held_out, run.runtime))
 
 
 def compared_layers(run: Run) -> tuple[int, ...] | None:
-    """Returns, for each student layer, the number (from 1) of the teacher layer whose attention is compared
-    with the attention of the student layer.
+    """Returns a tuple with a number (from 1) for each student layer: the number of the teacher layer whose
+    attention is compared with the attention of the student layer.
 
-    With `tinybert`, this is the teacher layer that the student layer imitates. With any other method, it is
-    the teacher layer from which the student layer was copied. If no layer was copied, the teacher layers are
-    evenly spaced. Returns None if no layer was copied and the student has more layers than the teacher.
+    With the method tinybert, this is the teacher layer that the student layer imitates. With any other
+    method, if layers were copied, it is the teacher layer from which the student layer was copied. If no
+    layer was copied, the teacher layers are evenly spaced. Then returns None if the student has more layers
+    than the teacher.
     """
     student, teacher = encoder_of(run.module).config.layers, run.teacher.config.layers
     if run.options.method == "tinybert":

@@ -1,7 +1,7 @@
 """minibert: small, fast BERT distillation in plain PyTorch.
 
-The names in `__all__` are the public interface. All other names may change. Each public name is imported at
-its first use, so a process that only tokenises does not import torch.
+The names in `__all__` are the public interface. All other names may change. The module of a public name is
+imported when the name is first used. So a process that uses only `load_tokenizer` does not import torch.
 """
 
 import importlib

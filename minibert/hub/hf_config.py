@@ -11,10 +11,10 @@ from minibert.hub.hf_names import (ACTIVATION, ACTIVATIONS, ALIASES, ATTENTION_D
 from minibert.model.config import DISTILBERT, Config, MobileConfig
 
 DEFAULTS = {"bert": Config(), "distilbert": Config(**DISTILBERT), "mobilebert": MobileConfig()}
-OWN = "minibert-"  # `model_type` starts with OWN if transformers does not support the model (`difference`)
+OWN = "minibert-"  # the start of `model_type` if transformers does not support the model (see `difference`)
 # transformers always uses this epsilon in two kinds of LayerNorm of a MobileBERT: the LayerNorm of the
 # embeddings, and the LayerNorm after the last feed-forward network of each layer. The epsilon in config.json
-# has no effect there.
+# has no effect on these LayerNorms.
 MOBILE_NORM_EPS = 1e-5
 # Larger sizes are refused. A damaged file with a larger size could make a model that fills the memory.
 LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8,
@@ -22,10 +22,12 @@ LIMITS = {"layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "voc
 
 
 def parse(raw: dict, path: Path) -> tuple[Config, str | None]:
-    """Returns the `Config` and the name of the head for `raw`, the content of the config.json at `path`. The
-    head is None if config.json names no model class (`architectures`). If minibert does not know the class,
-    the head is the name of the class. Raises `UserError` if a value has a wrong type or is out of bounds, or
-    if minibert does not support the model.
+    """Returns the `Config` and the head for `raw`, the content of the config.json at `path`.
+
+    The first class in the field `architectures` gives the head, for example "mlm" (see `CLASSES`). If
+    minibert does not know this class, the head is the name of the class. If config.json names no class, the
+    head is None. Raises `UserError` if a value has a wrong type or is out of bounds, or if minibert does not
+    support the model.
     """
     try:
         return _parse(raw)
@@ -69,8 +71,8 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
     act = _value(raw, ACTIVATION[architecture], "activation", default.activation)
     if act not in ACTIVATIONS:
         raise UserError(f"{ACTIVATION[architecture]} is {act!r}; these load here: {', '.join(ACTIVATIONS)}")
-    # The attention dropout in the file, nearly always 0.1, is ignored. Training is faster with the default 0
-    # (`attend` in attention.py).
+    # The attention dropout in config.json (usually 0.1) is ignored. `Config` has the default 0, because
+    # training is faster without attention dropout (see `attend` in attention.py).
     config = type(default)(architecture=architecture, segments=values.pop("segments", 0),
                            activation=ACTIVATIONS[act], **_labels(raw), **values)
     heads = {name: head for head, name in CLASSES[architecture].items()}
@@ -78,8 +80,8 @@ def _parse(raw: dict) -> tuple[Config, str | None]:
 
 
 def _attention_input(raw: dict) -> str:
-    """Returns the field `attention_input` of a MobileBERT's `Config`. Raises `UserError` if minibert does not
-    support the variant of MobileBERT.
+    """Returns the value of `MobileConfig.attention_input` for `raw`, the content of a MobileBERT's
+    config.json. Raises `UserError` if minibert does not support this variant of MobileBERT.
     """
     for name in ("use_bottleneck", "trigram_input"):
         if not _value(raw, name, name, True):
@@ -93,7 +95,9 @@ def _attention_input(raw: dict) -> str:
 
 
 def _labels(raw: dict) -> dict:
-    """Returns the fields `labels` and `problem_type` of a `Config`."""
+    """Returns a dict with the `Config` fields `labels` and `problem_type` for `raw`, the content of a
+    config.json. Raises `UserError` if `id2label` or `num_labels` is not valid, or if they do not agree.
+    """
     named = raw.get("id2label")
     count = _value(raw, "num_labels", "num_labels", len(named) if isinstance(named, dict) else 2)
     if named is None:
@@ -105,14 +109,15 @@ def _labels(raw: dict) -> dict:
     if not labels:
         raise UserError("id2label is not an object from \"0\", \"1\", ... to names, or num_labels is not a "
                         "valid number")
-    if count != len(labels):  # transformers 4 uses id2label, and transformers 5 num_labels
+    if count != len(labels):  # refused: transformers 4 would use id2label, transformers 5 num_labels
         raise UserError(f"num_labels is {count}, but id2label names {len(labels)} classes")
     return {"labels": labels, "problem_type": raw.get("problem_type")}
 
 
 def _value(raw: dict, key: str, field: str, default):
-    """Returns `raw[key]`, or `default` if the key is missing or its value is null. Raises `UserError` if the
-    value does not have the type of `default`, or is out of bounds. An int is accepted for a float.
+    """Returns `raw[key]`, or `default` if the key is missing or its value is null. If `default` is a float,
+    an int is converted to a float. Raises `UserError` if the value has another type than `default`, or is out
+    of bounds. The largest int is `LIMITS[field]`, or a million if `LIMITS` does not have `field`.
     """
     value = raw.get(key)
     if value is None:
@@ -130,12 +135,14 @@ def _value(raw: dict, key: str, field: str, default):
 
 
 def other_settings(raw: dict) -> dict:
-    """Returns the settings that `save` copies from the loaded config.json: all but those in `NOT_KEPT`."""
+    """Returns the fields of a loaded config.json, `raw`, that `save` copies: all except `NOT_KEPT`."""
     return {key: value for key, value in raw.items() if key not in NOT_KEPT}
 
 
 def difference(config: Config) -> str:
-    """Returns one feature that this model has and `transformers` does not support, or "" if there is none."""
+    """Returns a text that names one feature of the model that `transformers` does not support. Returns "" if
+    there is no such feature.
+    """
     c, mobile = config, config.architecture == "mobilebert"
     differences = {
         f"a DistilBERT with norm_eps {c.norm_eps}": c.architecture == "distilbert" and c.norm_eps != 1e-12,
@@ -150,8 +157,9 @@ def difference(config: Config) -> str:
 
 
 def describe(config: Config, head: str, dtype: str, others: dict | None = None) -> dict:
-    """Returns the content of config.json for a model. `dtype` is the precision of the stored weights.
-    `others` is the result of `other_settings` for the config.json that was loaded.
+    """Returns the content of a config.json, as a dict, for a model with this `config` and `head`. `dtype` is
+    the precision of the stored weights, for example "float32". `others` is the result of `other_settings` for
+    the config.json that was loaded (None: nothing is copied from a loaded config.json).
     """
     others, architecture = others or {}, config.architecture
     labels = {str(i): label for i, label in enumerate(config.labels)}
@@ -163,7 +171,7 @@ def describe(config: Config, head: str, dtype: str, others: dict | None = None) 
         act = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     raw = {"architectures": [CLASSES[architecture][head]], "model_type": architecture}
     raw |= {ATTENTION_DROPOUT[architecture]: config.attention_dropout, **others}
-    if config.attention_dropout:  # a value that the user set, because `load` sets 0
+    if config.attention_dropout:  # `load` sets 0 by default, so another value is the user's choice
         raw[ATTENTION_DROPOUT[architecture]] = config.attention_dropout
     raw |= {hf: getattr(config, own) for own, hf in FIELDS[architecture].items()}
     raw[ACTIVATION[architecture]] = act

@@ -1,5 +1,7 @@
-"""Translates the names of modules and config fields between minibert (left in the tables) and Hugging Face
-(right). The first `{}` of a name is the number of the layer. In MobileBERT, a second `{}` is the number of a
+"""Translates the names of tensors and config fields between minibert and Hugging Face.
+
+In the tables `MODULES` and `FIELDS`, minibert's names are left, and Hugging Face's names are right. The first
+`{}` of a name stands for the number of the layer. In MobileBERT, a second `{}` stands for the number of a
 feed-forward network in the layer.
 """
 
@@ -14,7 +16,7 @@ HEADS = {
     "span": "qa_outputs",
 }
 
-# The name of a tensor is the name of its module with .weight or .bias after it.
+# These are names of modules. The name of a tensor is the name of its module, plus ".weight" or ".bias".
 MODULES = {
     "bert": {
         "encoder.word": "bert.embeddings.word_embeddings",
@@ -80,7 +82,7 @@ MODULES = {
     },
 }
 
-# Some files store a tensor under two names. `TIED` maps the second name to the first.
+# Some files store one tensor under two names. `TIED` maps the name that `load` drops to the kept name.
 TIED = {architecture: {
     "cls.predictions.decoder.weight": f"{architecture}.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"} for architecture in ("bert", "mobilebert")}
@@ -89,7 +91,7 @@ TIED["distilbert"] = {"vocab_projector.weight": "distilbert.embeddings.word_embe
 DROPPED = (  # patterns for the names of tensors that no model of minibert has
     # Old versions of transformers store two constants: the positions 0, 1, 2 ... and the token types, all 0.
     r"(distil|mobile)?bert\.embeddings\.(position_ids|token_type_ids)",
-    # Only TinyBERT's distillation needs these: they map the student's hidden states to the teacher's width.
+    # Only TinyBERT's distillation needs these layers, which map the student's states to the teacher's width.
     r"fit_dense\.(weight|bias)",
     r"fit_denses\.\d+\.(weight|bias)",
 )
@@ -142,12 +144,12 @@ FIELDS["mobilebert"] = FIELDS["bert"] | {
     "norm": "normalization_type",
     "tanh_pooler": "classifier_activation",
 }
-# From unusual field names, which some config.json files of DistilBERT have, to the usual names. If a
-# config.json has both names, the value of the unusual name is used.
+# Maps unusual field names, which some config.json files of DistilBERT have, to the usual names. If a
+# config.json has both names of a field, the value under the unusual name is used.
 ALIASES = {"distilbert": {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                           "num_attention_heads": "n_heads"}}
-# `save` does not copy these keys from the loaded config.json. It computes some of them from the model, and
-# leaves out the others, for example transformers_version.
+# `save` does not copy these keys from the loaded config.json. It computes the values of some keys from the
+# model, and leaves out the other keys, for example transformers_version.
 NOT_KEPT = {"architectures", "model_type", "num_labels", "_num_labels", "problem_type", "torch_dtype",
             "dtype", "transformers_version", "_name_or_path", "auto_map",
             *(name for fields in FIELDS.values() for name in fields.values())}  # `describe` sets these fields
@@ -162,8 +164,8 @@ ATTENTION_INPUT = {  # maps each value of minibert's `attention_input` to two fi
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "relu": "relu"} | dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh")
 
-# In the file of an encoder without a head, the tensor names begin with these parts. In other files, the name
-# of the architecture comes first, for example "bert.embeddings."
+# In the file of an encoder without a head, the tensor names begin with these parts. In the file of a model
+# with a head, the name of the architecture comes before these parts, for example "bert.embeddings."
 ENCODER_PARTS = {"bert": ("embeddings.", "encoder.", "pooler."),
                  "distilbert": ("embeddings.", "transformer."),
                  "mobilebert": ("embeddings.", "encoder.", "pooler.")}
@@ -196,7 +198,8 @@ def from_hf(name: str, architecture: str) -> str | None:
 
 
 def full_hf_name(name: str, architecture: str) -> str:
-    """Returns the full name of a tensor that has the old or short name `name` in a Hugging Face file.
+    """Returns the full name of the tensor that a Hugging Face file calls `name`. The file may use an old name
+    (with .gamma or .beta) or a short name (without the architecture).
 
     >>> full_hf_name("embeddings.LayerNorm.gamma", "bert")
     'bert.embeddings.LayerNorm.weight'

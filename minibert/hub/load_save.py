@@ -1,8 +1,8 @@
 """Loads and saves models in Hugging Face's layout.
 
-Loading is strict: the file must have every tensor of the model, with the same shape, and no other tensor.
-There are two exceptions. hf_names.py lists additional tensors that a file may have. A missing head for
-classification or spans gets new weights.
+Loading is strict: the file must have every tensor of the model, with the shape that config.json gives, and no
+other tensor. There are two exceptions. A file may have the additional tensors that hf_names.py lists. A head
+for classification or answer spans that is not in the file gets new random weights.
 """
 
 import os
@@ -39,26 +39,26 @@ class Beside:
 
     settings: dict = field(default_factory=dict)  # the result of `other_settings` for config.json
     tensors: dict[str, Tensor] = field(default_factory=dict)  # tensors of unused heads, with minibert's names
-    files: dict[str, bytes] = field(default_factory=dict)  # of sentence-transformers, from paths to contents
+    files: dict[str, bytes] = field(default_factory=dict)  # sentence-transformers' files: path to content
 
 
 def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin: bool = False,
          **changes) -> nn.Module:
-    """Loads a model from a folder or from the Hugging Face hub, in eval mode, in fp32, on the CPU.
+    """Loads a model from a folder or the Hugging Face hub. The model is on the CPU, in fp32, in eval mode.
 
     `head` is "encoder", "mlm", "pretraining", "classification" or "span" (None: the head of the checkpoint).
     A head for classification or spans that the checkpoint does not have gets new random weights. A warning
     then names the new tensors.
 
-    `changes` replace fields of the `Config`. If `changes` has `labels`, the classifier gets new random
-    weights. The attention dropout is 0 unless `changes` sets another value; the value in config.json is
-    ignored. With `legacy_bin`, pytorch_model.bin is read if there is no model.safetensors.
+    `changes` replace fields of the `Config`. If `changes` has `labels`, the last layer of a classifier gets
+    new random weights. The attention dropout is 0 unless `changes` sets another value; the value in
+    config.json is ignored. With `legacy_bin`, pytorch_model.bin is read if there is no model.safetensors.
 
-    The attribute `sentences` of the model says how `embed` computes a sentence vector. The attribute `beside`
-    keeps settings of config.json, tensors of unused heads, and files of sentence-transformers, and
-    `save` writes them again. Both attributes are set if the model has the head of the checkpoint, and
-    `changes` has neither `labels` nor `problem_type`. Otherwise, an encoder gets `sentences`, and a `beside`
-    with only the files of sentence-transformers. Any other model gets `sentences` None and an empty `beside`.
+    The attribute `sentences` of the model says how `embed` computes a sentence vector (None: in the
+    default way). The attribute `beside` has the settings, tensors and files of the folder that `save` writes
+    again. If the model has the head of the checkpoint, and `changes` has neither `labels` nor `problem_type`,
+    both attributes are read from the folder. Otherwise, an encoder gets `sentences`, and its `beside` has
+    only the files of sentence-transformers. Any other model gets `sentences` None and an empty `beside`.
 
     Raises `UserError` if `head` is "mlm" or "pretraining" and the checkpoint has no such head. A single
     `UserError` reports all tensors that are missing, unexpected or of a wrong shape.
@@ -88,7 +88,8 @@ def load(folder_or_hub_name: str | Path, head: str | None = None, *, legacy_bin:
     model, prefix = _empty(wanted, config, renamed)
     shapes = {prefix + name: value.shape for name, value in model.state_dict().items()}
     new = _new_tensors(shapes, renamed) if relabelled or wanted != own else []
-    # Shapes are checked before new tensors are made: a wrong size in config.json could fill the memory.
+    # Shapes are checked before new tensors are made. With a wrong size in config.json, the new tensors could
+    # fill the memory.
     _check_tensors(folder, wanted, config.architecture,
                    {name: shape for name, shape in shapes.items() if name not in new}, renamed, names)
     if new:
@@ -119,7 +120,7 @@ def load_config(folder_or_hub_name: str | Path) -> Config:
 
 
 def config_and_head(folder_or_hub_name: str | Path) -> tuple[Config, str | None]:
-    """Returns the `Config` of a model, and the name of its head (None: config.json names no head)."""
+    """Returns the `Config` and the head of a model in a folder or on the hub, as described in `parse`."""
     folder = local_folder(folder_or_hub_name, weights=False)
     return parse(read_json(existing(folder / "config.json")), folder / "config.json")
 
@@ -130,8 +131,9 @@ def head_of(model: nn.Module) -> str:
 
 
 def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module, str]:
-    """Returns a model whose tensors have shapes but no memory yet. Also returns the prefix that hf_names.py
-    puts before the model's tensor names: "encoder." for an encoder, otherwise "".
+    """Returns a model whose tensors have shapes but no memory yet, and a prefix: "encoder." for an encoder,
+    otherwise "". hf_names.py puts this prefix before the tensor names of the model. An encoder has a pooler
+    only if the checkpoint has one. `renamed` has the names of the checkpoint's tensors.
     """
     if head == "encoder":
         return on_meta(build_encoder, config, pooler="encoder.pooler.weight" in renamed), "encoder."
@@ -140,9 +142,9 @@ def _empty(head: str, config: Config, renamed: Iterable[str]) -> tuple[nn.Module
 
 def _our_names(folder: Path, tensors: dict[str, Tensor], architecture: str
                ) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Returns two dicts with minibert's tensor names as keys, and an error message. The values of the first
-    dict are the tensors. The values of the second are the tensors' names in the files. The message is ""
-    unless a tensor is stored twice with different values.
+    """Returns two dicts with minibert's tensor names as keys, and an error message. The first dict has the
+    tensors. The second dict has the tensors' names in the files. The message is "" unless two tied tensors
+    (`TIED`) have different values. The name of a tensor that minibert does not know begins with "unknown".
     """
     full, untied = {}, ""
     for name, tensor in tensors.items():
@@ -176,8 +178,8 @@ def _head_of_tensors(renamed: Iterable[str]) -> str:
 
 
 def _new_tensors(shapes: dict[str, torch.Size], renamed: dict[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors in the modules that the checkpoint lacks. Only the pooler and the
-    modules of the heads for classification and spans are examined.
+    """Returns the names of the tensors whose module is in the model (`shapes`) but not in the checkpoint
+    (`renamed`). Only the pooler and the heads for classification and spans are examined.
     """
     return [name for name in shapes for module in ("encoder.pooler", "pre_classifier", "classifier", "span")
             if name.startswith(f"{module}.") and not {f"{module}.weight", f"{module}.bias"} & renamed.keys()]
@@ -192,8 +194,8 @@ def _initial(name: str, shape: torch.Size, std: float) -> Tensor:
 
 def _check_head(folder: Path, head: str, architecture: str, renamed: Iterable[str], untied: str) -> None:
     """Raises `UserError` if minibert or the architecture has no head with the name `head`. For "mlm" and
-    "pretraining", also raises `UserError` if the file has no tensors of the head, or if two tied tensors
-    differ.
+    "pretraining", also raises `UserError` if the checkpoint lacks the head, or if two tied tensors differ
+    (`untied` is the message of `_our_names`).
     """
     if head not in MODELS:
         raise UserError(f"{folder} is a {head}, which has a head that is not known here; "
@@ -241,15 +243,15 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
          dtype: torch.dtype | None = None, card: str | None = None) -> None:
     """Writes config.json, model.safetensors, README.md and, if `tokenizer` is given, the tokenizer's files.
     Also writes the contents of `model.beside` for other libraries. Raises `UserError` if a weight is not
-    finite.
+    finite in the precision `dtype`.
 
     If `transformers` does not support the model, a warning gives the reason. `model_type` in config.json then
     begins with "minibert-", and `transformers` refuses the files.
 
-    `dtype` is the precision of the stored weights (None: unchanged). `card` is markdown for the model card.
-    The model in an existing folder is replaced, and other files in the folder stay. If saving is interrupted,
-    the folder has the complete old model, the complete new model, or no config.json. `load` refuses a folder
-    without config.json.
+    `dtype` is the precision of the stored weights (None: that of the model). `card` is markdown text for the
+    model card, README.md. A model that is already in the folder is replaced, and other files in the folder
+    stay. If saving is interrupted, the folder has the complete old model, the complete new model, or no
+    config.json. `load` refuses a folder without config.json.
     """
     model = getattr(model, "_orig_mod", model)  # the model inside the wrapper of torch.compile
     config, head, beside = model.config, head_of(model), getattr(model, "beside", Beside())
@@ -272,9 +274,9 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = Non
              else to_hf(name, config.architecture): tensor for name, tensor in state.items()}
     folder = Path(folder)
     parameters = sum(tensor.numel() for tensor in state.values())
-    # All new files are complete on the disk before an old file is replaced. config.json is removed first, and
-    # its new version is moved from the temporary folder `made` last. So if saving is interrupted, a folder
-    # with old and new files has no config.json.
+    # All new files are complete on the disk before an old file is replaced. The old config.json is removed
+    # first, and the new config.json is moved from the temporary folder `made` last. So if saving is
+    # interrupted, a folder with old and new files has no config.json.
     with disk_errors(folder), folder_within(folder) as made:
         if tokenizer is not None:
             tokenizer.save(made, config.max_positions, config.architecture != "distilbert")

@@ -22,7 +22,9 @@ WHAT = {
 
 def model_card(model: nn.Module, head: str, parameters: int, dtype: str, name: str,
                extra: str | None = None) -> str:
-    """Returns the text of a model card, with the markdown text `extra`."""
+    """Returns the text of a model card with the heading `name`. `parameters` is the number of the stored
+    weights, and `dtype` their precision. The markdown text `extra` comes after the table of sizes.
+    """
     c = model.config
     sentences = getattr(model, "sentences", None)
     sentences = sentences is not None and not sentences.refused

@@ -1,5 +1,5 @@
-"""Exports models to ONNX files for ONNX Runtime. ONNX files take padded batches, so `Padded` wraps a model of
-minibert and computes attention on padded rows.
+"""Exports models to ONNX files for ONNX Runtime. The exported files take padded batches, so `Padded` wraps a
+model of minibert and computes attention on padded rows.
 
 In the shapes, S is the number of sequences, T the length of a padded row, H the number of heads, E the head
 size, D the hidden size, V the vocabulary size and K the number of classes.
@@ -31,7 +31,7 @@ from minibert.model.heads import Classifier, MaskedLM, Span, encoder_of
 OUTPUTS = {"encoder": ("last_hidden_state",), "mlm": ("logits",), "classification": ("logits",),
            "span": ("start_logits", "end_logits")}
 OPSET = 18  # the version of the ONNX operators that torch writes without a conversion
-# an exported file is checked with these batches: the lengths of the sequences, the length of the padded rows
+# `deviation` runs an exported file on these batches: (lengths of the sequences, length of the padded rows)
 CHECKED = (((1,), 1), ((20,), 20), ((7, 3), 8), ((2, 1, 2), 2), ((20, 9, 1), 21))
 TOLERANCE = 1e-5  # an fp32 file is refused if its `deviation` from the model is larger
 
@@ -42,7 +42,7 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     tokens and False for padding.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (S, H, T, T)
-    # Padding gets the lowest finite score. With -inf, the softmax of a row of only padding would be NaN.
+    # Padding gets the lowest finite score. With -inf, the softmax would be NaN if a row has only padding.
     scores = scores.masked_fill(~keep[:, None, None, :], torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v
 
@@ -61,7 +61,7 @@ def padded_layer(layer: Layer, x: Tensor, keep: Tensor) -> Tensor:
 
 
 class Padded(nn.Module):
-    """A model of minibert that takes padded batches, in eval mode only.
+    """Wraps a model of minibert, so that it takes padded batches. Only eval mode is supported.
 
     S sequences are padded to T tokens. The inputs are the token ids, the mask (1 for tokens, 0 for padding)
     and the token types, each (S, T) int64. The output of a classifier is (S, K) for K classes. Any other
@@ -75,7 +75,7 @@ class Padded(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor,
                 token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Returns the outputs, in the order of `OUTPUTS`."""
+        """Returns a tuple of the outputs, in the order of their names in `OUTPUTS`."""
         encoder, keep = encoder_of(self.model), attention_mask != 0
         # `embed` treats padding like tokens. This is harmless in BERT and DistilBERT, because the embedding
         # of a token does not depend on other tokens.
@@ -87,7 +87,7 @@ class Padded(nn.Module):
         if isinstance(self.model, MaskedLM):
             return (self.model.mlm.logits(x, encoder.word.weight),)  # (S, T, V)
         if isinstance(self.model, Classifier):
-            # the classifier gets a packed batch: the first token of each row, as a sequence of one token
+            # `classify` takes a packed batch, so the first token of each row becomes a sequence of one token
             firsts = torch.arange(input_ids.shape[0] + 1, device=input_ids.device)
             return (self.model.classify(x[:, 0], Batch(None, None, None, firsts, None)),)  # (S, K)
         if isinstance(self.model, Span):
@@ -107,21 +107,23 @@ def pad(batch: Batch, pad_id: int, length: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def packed_outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """Returns the outputs of the model for a packed batch, in the order of `OUTPUTS`."""
+    """Returns a tuple of the model's outputs for a packed batch, in the order of their names in `OUTPUTS`."""
     out = model(batch)
     return tuple(out.unbind(-1)) if isinstance(model, Span) else (out,)
 
 
 def on_tokens(model: nn.Module, outputs: tuple, mask: Tensor) -> tuple[Tensor, ...]:
-    """Removes the outputs for padding from padded outputs. The outputs of a classifier have no padding and
-    are returned unchanged.
+    """Returns padded outputs without the entries for padding. `mask` (S, T) is 1 for tokens and 0 for
+    padding. The outputs of a classifier have no entries for padding, so nothing is removed.
     """
     outputs = tuple(torch.as_tensor(out) for out in outputs)
     return outputs if isinstance(model, Classifier) else tuple(out[mask.bool()] for out in outputs)
 
 
 def samples(model: nn.Module) -> list[tuple[Batch, int]]:
-    """Returns one random batch for each entry of `CHECKED`, with the length of its padded rows."""
+    """Returns a list of pairs, one for each entry of `CHECKED`: a random batch, and the length of its padded
+    rows. All lengths are at most the model's number of positions.
+    """
     config, rng, most = model.config, np.random.default_rng(0), model.config.max_positions
     made = []
     for lengths, padded in CHECKED:
@@ -140,8 +142,8 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 def packages():
     """Returns the packages onnx and onnxruntime. Raises `UserError` if a package that the export needs is
-    missing, or if torch is older than 2.13. (A file from torch 2.6 takes only one batch size. Versions
-    between 2.6 and 2.13 were not tested.)
+    missing, or if torch is older than 2.13. (A file that torch 2.6 exports takes only one batch size.
+    Versions between 2.6 and 2.13 were not tested.)
     """
     try:
         onnx, onnxruntime, _ = map(importlib.import_module, ("onnx", "onnxruntime", "onnxscript"))
@@ -155,7 +157,7 @@ def packages():
 
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Hides all warnings, and the log lines of `logger` below the level ERROR."""
+    """A context manager that hides all warnings, and the log lines of `logger` below the level ERROR."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -168,8 +170,8 @@ def quiet(logger: str) -> Iterator[None]:
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Writes an ONNX file in fp32. The file takes any batch size, and any length up to the model's number of
-    positions.
+    """Writes an ONNX file in fp32. The file takes any batch size, and padded rows of any length up to the
+    model's number of positions.
     """
     onnx, _ = packages()
     names, head = input_names(model), head_of(model)
@@ -185,13 +187,13 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes metadata, and transposes the weights of matrix products. The
-    metadata, which torch adds about the source code, has file paths of the exporting machine.
+    """Changes an ONNX model in place: removes metadata, and transposes the weights of matrix products. torch
+    adds metadata about the source code, with file paths of the exporting machine.
 
-    torch stores each weight of `nn.Linear` with the shape (out, in) and adds a Transpose operator. The
-    quantiser finds only weights that are a direct input of a matrix product. So `tidy` transposes the weights
-    of `nn.Linear` and removes their Transpose operators. The word embeddings of an MLM model are not
-    transposed, because the embedding layer reads their rows.
+    The quantiser finds only weights that are a direct input of a matrix product. But torch may export a
+    weight of `nn.Linear` with the shape (out, in), and add a Transpose operator. `tidy` then transposes the
+    weight and removes the operator. The word embeddings of an MLM model are not transposed, because the
+    embedding layer also reads their rows.
     """
     onnx, _ = packages()
     graph = proto.graph
@@ -216,25 +218,26 @@ def tidy(proto) -> None:
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
-    """Writes `target`, a copy of the fp32 file `source`. The copy has its embeddings in int8, and computes
-    its matrix products with weights in int8. Each column of a weight matrix (in, out) has its own scale. In
-    each product, all activations of a batch have the same scale. So the outputs for a sentence depend
-    slightly on the other sentences in its batch.
+    """Writes `target`, a quantised copy of the fp32 file `source`. The copy has embeddings and weight
+    matrices in 8 bits, and computes the matrix products of linear layers in 8 bits. Each column of a weight
+    matrix (in, out) has its own scale. In each product, all activations of a batch have one scale. So the
+    outputs for a sequence depend slightly on the other sequences in its batch.
 
     Some processors add two products of 8-bit numbers in 16 bits, and this sum may overflow without an error
-    (`processor.sums_bytes_in_32_bits`). To prevent the overflow, `reduce_range` limits the weights to 7 bits.
+    (`processor.sums_bytes_in_32_bits`). With `reduce_range`, the weights have 7 bits, which prevents the
+    overflow.
     """
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # hides a warning of ONNX Runtime, which recommends to optimise the file first
+    # hides a warning of ONNX Runtime, which recommends optimising the file first
     with quiet(""):
         quantize_dynamic(source, target, per_channel=True, reduce_range=reduce_range,
                          weight_type=QuantType.QInt8)
 
 
 def open_file(path: Path):
-    """Opens an ONNX file in ONNX Runtime on the CPU."""
+    """Opens an ONNX file in ONNX Runtime on the CPU, and returns the session."""
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -242,8 +245,8 @@ def open_file(path: Path):
 
 
 def run_file(session, model: nn.Module, batch: Batch, length: int) -> tuple[Tensor, ...]:
-    """Pads a packed batch to `length`, and runs the ONNX file of `model` on it. Returns the outputs without
-    the outputs for padding.
+    """Pads the sequences of a packed batch to `length` tokens, and runs the ONNX file of `model` on them.
+    Returns the outputs without the entries for padding. `session` is the result of `open_file`.
     """
     inputs = pad(batch, model.config.pad_id, length)
     feed = {name: tensor.numpy() for name, tensor in zip(input_names(model), inputs)}
@@ -270,12 +273,13 @@ def save_onnx(model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None 
     """Writes the ONNX file, Hugging Face's config.json and, if `tokenizer` is given, the tokenizer's files.
     Returns the `deviation` of the ONNX file from the model.
 
-    The ONNX file is model.onnx. If `bits` is 8 or 7, it is model_quantized.onnx, with weights in 8 or 7 bits
-    (`quantize_file`). `judge` gets the path of the quantised file, and can refuse the file with a
-    `UserError`.
+    If `bits` is None, the ONNX file is model.onnx in fp32. If `bits` is 8 or 7, the ONNX file is
+    model_quantized.onnx, with weights in 8 or 7 bits (see `quantize_file`). `judge` gets the path of the
+    quantised file, and can refuse the file with a `UserError`.
 
-    The fp32 file is checked in ONNX Runtime (`TOLERANCE`). Raises `UserError` and writes nothing if the model
-    cannot be exported, if the check fails, or if `judge` refuses the file.
+    A quantised file is made from an fp32 file. In both cases, the fp32 file is checked in ONNX Runtime
+    (`TOLERANCE`). Raises `UserError` and writes nothing if the model cannot be exported, if the check fails,
+    or if `judge` refuses the file.
     """
     model = getattr(model, "_orig_mod", model).eval()  # the model inside the wrapper of torch.compile
     config, head, folder = model.config, head_of(model), Path(folder)

@@ -1,6 +1,6 @@
-"""Makes a smaller model from the weights of a larger model, without training. The new model has the same kind
-of head and must then be trained (`train.py --method mlm --student FOLDER`, or `finetune.py`). This training
-takes much less time than training from random weights.
+"""Makes a smaller model from the weights of a larger model, without training. The smaller model has the same
+kind of head as the larger model. It must then be trained (`train.py --method mlm --student FOLDER`, or
+`finetune.py`). This training takes much less time than training from random weights.
 """
 
 import re
@@ -41,9 +41,9 @@ LAYER = r"((?:encoder\.)?layers\.)(\d+)"
 def keep_units(model: nn.Module, units: int) -> nn.Module:
     """Returns a copy of the model with only `units` feed-forward units in each layer.
 
-    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. All units have
-    the same input x, which comes from a LayerNorm. So |w_in| |w_out|, the product of the norms of a unit's
-    weights, estimates the unit's effect. The units with the largest products are kept.
+    For each token, a unit adds the vector activation(w_in x + b) w_out to the hidden state. All units of a
+    layer have the same input x, which comes from a LayerNorm. So the product of two norms, |w_in| |w_out|,
+    estimates the effect of a unit. In each layer, the units with the largest products are kept.
     """
     if isinstance(model.config, MobileConfig):
         raise UserError("feed-forward units can be kept of a BERT or DistilBERT only, and this model is a "
@@ -65,9 +65,9 @@ def change_vocabulary(model: nn.Module, old: Tokenizer, new: Tokenizer) -> nn.Mo
     """Returns a copy of the model with the vocabulary of the tokenizer `new`. `old` is the tokenizer of the
     model.
 
-    A token of both vocabularies keeps its word embedding. The old tokenizer divides a new token into old
-    tokens, and the new token gets the mean of their word embeddings. MobileBERT's MLM head has additional
-    weights for each token, which are computed in the same way.
+    A token that is in both vocabularies keeps its word embedding. Any other token is new. The old tokenizer
+    divides a new token into old tokens, and the new token gets the mean of their word embeddings. The MLM
+    head of MobileBERT has additional weights for each token, which are computed in the same way.
 
     In an MLM head, the bias of a token is roughly the log of the token's frequency. A new token is rarer than
     each of the old tokens into which the old tokenizer divides it. So the smallest bias of these old tokens

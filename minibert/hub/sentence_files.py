@@ -1,11 +1,11 @@
-"""Reads and writes the files of sentence-transformers in a model's folder, which say how `embed` computes a
-sentence vector.
+"""Reads and makes the files of sentence-transformers in a model's folder. These files say how `embed`
+computes a sentence vector.
 
     modules.json                        the modules in order: Transformer, Pooling, Dense, Normalize
     1_Pooling/config.json               the settings of the module Pooling
     2_Dense/                            the settings and weights of the module Dense
     sentence_bert_config.json           the largest number of tokens, and whether texts are lower-cased
-    config_sentence_transformers.json   the prompts, and the length to which vectors are cut
+    config_sentence_transformers.json   the prompts, and how many numbers of each vector are kept
 """
 
 import json
@@ -20,8 +20,8 @@ from minibert.common.errors import UserError
 from minibert.hub.weight_files import read_bin
 from minibert.model.sentences import POOLING, Normalize, SentencePooling
 
-# Older config files have a true or false field for each kind of pooling. If several fields are true, the
-# pooled vectors are concatenated in the order of this dict.
+# Older config files of the module Pooling have one field for each kind of pooling, with true or false. If
+# several fields are true, the pooled vectors are concatenated in the order of this dict.
 SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
             "pooling_mode_mean_tokens": "mean", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
             "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
@@ -29,7 +29,8 @@ SHARED = "config_sentence_transformers.json"
 OWN = ("sentence_bert_config.json", "sentence_distilbert_config.json")
 # `embed` knows these settings of sentence_bert_config.json. It uses max_seq_length and do_lower_case.
 # The value of module_output_name must be "token_embeddings" or null. The other settings here are ignored.
-# `embed` refuses a model if the file has an unknown setting whose value is not empty, false, 0 or null.
+# Any other setting must have the value false, 0 or null, or an empty value. Otherwise, `embed` refuses the
+# model.
 KNOWN = {
     "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "unpad_inputs"}
@@ -37,12 +38,12 @@ KNOWN = {
 
 def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
                         ) -> tuple[SentencePooling | None, dict[str, bytes]]:
-    """Returns the `SentencePooling` of the model in `folder`, or None if no modules.json names the folder.
-    Also returns the files of sentence-transformers, as a dict from paths to contents.
+    """Returns the `SentencePooling` of the model in `folder` (None if no modules.json names the folder), and
+    the files of sentence-transformers, as a dict from paths to contents.
 
-    In the old layout with 0_Transformer/, modules.json is in the parent folder. If a file is damaged or a
-    setting is not supported, `SentencePooling.refused` has the reason. `embed` then refuses the model, but
-    `load` does not.
+    In the old layout, `folder` is the subfolder 0_Transformer/, and modules.json is in the parent folder. If
+    a file is damaged or a setting is not supported, `SentencePooling.refused` has the reason. `embed` then
+    refuses the model, but `load` does not.
     """
     root, inside = folder, ""
     above = folder.resolve().parent
@@ -75,14 +76,15 @@ def read_sentence_files(folder: Path, hidden_size: int, legacy_bin: bool = False
 
 def sentence_files(pooling: SentencePooling, hidden_size: int, shared: bytes | None = None
                    ) -> dict[str, bytes]:
-    """Returns the files that describe `pooling`, as a dict from paths to contents. `shared` is the content of
-    config_sentence_transformers.json, which has the prompts and `pooling.width`.
+    """Returns the files that describe `pooling`, as a dict from paths to contents. `hidden_size` is that of
+    the encoder. `shared` is the content of config_sentence_transformers.json, which has the prompts and
+    `pooling.width` (None: the file is not made).
     """
     files = {SHARED: shared} if shared else {}
     kinds, layers = ["Transformer", "Pooling"], list(pooling.layers)
     modes = {switch: mode in pooling.modes for switch, mode in SWITCHES.items()}
     if [SWITCHES[switch] for switch, on in modes.items() if on] != list(pooling.modes):
-        modes = {"pooling_mode": pooling.modes}  # SWITCHES cannot state the order of pooling.modes
+        modes = {"pooling_mode": pooling.modes}  # true and false fields cannot give this order
     files["1_Pooling/config.json"] = _json({"word_embedding_dimension": hidden_size} | modes)
     while layers:
         layer = layers.pop(0)
@@ -109,8 +111,8 @@ def _json(content) -> bytes:
 
 
 def _modules(root: Path) -> list[dict]:
-    """Returns the content of modules.json. Raises `UserError` if a path in it is not a plain name of a
-    folder.
+    """Returns the content of modules.json. Raises `UserError` if the content is not a list, or if the path of
+    a module is not the name of a folder in `root`.
     """
     file = root / "modules.json"
     modules = json.loads(read_text(file))
@@ -124,8 +126,9 @@ def _modules(root: Path) -> list[dict]:
 
 
 def _module_files(root: Path, name: str, legacy_bin: bool) -> dict[str, bytes]:
-    """Returns the files with the settings and weights of a module, as a dict from paths to contents. Converts
-    pickled weights to safetensors if `legacy_bin` is true, and otherwise raises `UserError` for them.
+    """Returns the files with the settings and weights of a module, as a dict from paths to contents. Pickled
+    weights are read only if there is no model.safetensors. They are converted to safetensors with
+    `legacy_bin`, and refused with a `UserError` without it.
     """
     found = {}
     for path in sorted((root / name).glob("*.json")) + sorted((root / name).glob("*.safetensors")):
@@ -190,7 +193,7 @@ def _pooling(root: Path, folder: Path, modules: list[dict], files: dict[str, byt
 
 
 def _modes(place: Path, settings: dict) -> tuple[str, ...]:
-    """Returns the kinds of pooling in the settings of a Pooling module; the default is the mean."""
+    """Returns the kinds of pooling in the settings of a Pooling module (default: only the mean)."""
     modes = settings.get("pooling_mode")
     if modes is None:
         on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
@@ -203,7 +206,9 @@ def _modes(place: Path, settings: dict) -> tuple[str, ...]:
 
 
 def _dense(place: Path, settings: dict, weights: bytes) -> list[nn.Module]:
-    """Returns the linear layer of a Dense module and its activation."""
+    """Returns a list of two modules: the linear layer of a Dense module, and the activation after this layer.
+    `weights` is the content of the Dense module's safetensors file.
+    """
     if settings.get("use_residual"):
         raise UserError(f"{place} has a residual connection (use_residual), which embed does not know")
     path = settings.get("activation_function", "torch.nn.modules.activation.Tanh")

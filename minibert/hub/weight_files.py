@@ -17,8 +17,8 @@ from minibert.common.hub_download import BIN_FILES, SAFETENSORS_FILES, local_fol
 
 
 def read_tensors(folder: Path, legacy_bin: bool = False) -> dict[str, Tensor]:
-    """Returns all tensors of a model folder, with their names in the files. With `legacy_bin`, pickled .bin
-    files are read if there is no safetensors file.
+    """Returns all tensors of a model folder, as a dict from their names in the files. If there is no
+    safetensors file, pickled .bin files are read with `legacy_bin`, and refused without it.
     """
     for stem, ending, read in (("model", ".safetensors", read_safetensors),
                                ("pytorch_model", ".bin", read_bin)):
@@ -39,7 +39,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
         raise UserError(f"{index}: weight_map is not an object from tensors to files")
     tensors = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:  # a name with "/" could be any file of the machine
+        if Path(file).name != file:  # a name with "/" could lead to any file of the machine
             raise UserError(f"{index}: {file!r} is not the name of a file in the same folder")
         shard = read(existing(index.parent / file, f"{file}, which {index.name} names"))
         absent = [name for name, home in weight_map.items() if home == file and name not in shard]
@@ -50,7 +50,7 @@ def _read_shards(index: Path, read) -> dict[str, Tensor]:
 
 
 def weights_hash(name: str | Path) -> str:
-    """Returns a hash of the weight files of a model."""
+    """Returns a hash of the names and contents of a model's weight files, as 16 hexadecimal digits."""
     folder, digest = local_folder(name), hashlib.sha256()
     for pattern in (*SAFETENSORS_FILES, *BIN_FILES):
         for file in sorted(folder.glob(pattern)):
@@ -64,7 +64,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with disk_errors(path):
         try:
             save_file(tensors, path, metadata)
-        except safetensors.SafetensorError as error:  # the message usually has the system's error number
+        except safetensors.SafetensorError as error:  # its message usually has the number of an OSError
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
                    ) from None
@@ -78,7 +78,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError,
-            AttributeError) as error:  # the errors from TypeError on mean that torch lacks the dtype
+            AttributeError) as error:  # the last three: torch does not have the dtype of a tensor
         raise UserError(f"{path} is damaged or is no safetensors file ({error})") from None
 
 
@@ -98,7 +98,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # hides torch's warnings about old file formats
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can cause any error
-        # torch's own message is not shown, because it recommends to run the code in the file
+        # torch's own message is not shown, because it recommends running the code in the file
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(f"{path} holds more than tensors: reading it would run {code[1]}, and minibert "
                             "runs no code from a file; write the file again with "
@@ -120,8 +120,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def existing(path: Path, what: str | None = None) -> Path:
-    """Returns `path`. Raises `UserError` if `path` is not a file; the message calls it `what` (default: its
-    name).
+    """Returns `path`. Raises `UserError` if there is no file at `path`. The message calls the file `what`
+    (None: the file's name).
     """
     if not os.path.isfile(path):  # not Path.is_file, which raises an error if the name is too long
         raise UserError(f"{path.parent} holds no {what or path.name}{what_it_holds(path.parent)}")

@@ -1,4 +1,4 @@
-"""Packed batches: all sequences of a batch in one list of tokens, without padding.
+"""A packed batch has the tokens of all its sequences in one list, without padding.
 
 The figure shows three sequences a, b and c: on the left as a padded batch (.. is padding), on the right as a
 packed batch.
@@ -7,8 +7,9 @@ packed batch.
     b1 b2 .. ..        ->        a1 a2 a3 b1 b2 c1 c2 c3 c4        offsets 0 3 5 9
     c1 c2 c3 c4
 
-The packed batch has N = 9 tokens and S + 1 = 4 offsets, the rows where its S = 3 sequences begin and end.
-Hidden states of width D are (N, D) in the packed batch, and (S, 4, D) in the padded batch.
+The packed batch has S = 3 sequences, N = 9 tokens (rows 0 to 8), and S + 1 = 4 offsets. Sequence i (from 0)
+has the rows from `offsets[i]` to `offsets[i + 1] - 1`. Hidden states of width D are (N, D) in the packed
+batch, and (S, 4, D) in the padded batch.
 
 Most parts of BERT treat each token by itself, so they do not need to know where a sequence begins (the
 offsets). Attention needs the offsets (or the lengths), because a token attends only to tokens of its own
@@ -75,8 +76,8 @@ def pack(ids, segments=None, positions=None) -> Batch:
 
 def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the N tokens of S sequences in an array of tokens. Sequence i has `lengths[i]` tokens, and its
-    first token has the index `starts[i]`. Returns the index of each token (N,), its position inside its
-    sequence (N,), and the offsets (S + 1,) of a `Batch` with these sequences.
+    first token has the index `starts[i]` in the array. Returns three arrays: the index of each token (N,),
+    its position inside its sequence (N,), and the offsets (S + 1,) of a `Batch` with these sequences.
     """
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -84,7 +85,7 @@ def rows_of(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 class MicroBatch(NamedTuple):
-    """The input of one forward pass in pre-training. Methods without MLM mask no token by default."""
+    """The input of one forward pass in pre-training. If no token is masked, M is 0."""
 
     batch: Batch
     labels: Tensor  # (N,) int64, the original ids; IGNORE at tokens that are not masked
@@ -109,15 +110,16 @@ class Step(NamedTuple):
 
 
 def groups(lengths: np.ndarray, micro_tokens: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
-    """Divides this rank's part of the sequences into micro-batches. `lengths` has the number of tokens of
-    each sequence of all ranks. Returns one array for each micro-batch: the indices of its sequences in
-    `lengths`. Only a micro-batch of one sequence can have more than `micro_tokens` tokens.
+    """Divides the sequences of one rank into micro-batches. `lengths` are the numbers of tokens of all
+    sequences, on all ranks. Returns one array for each micro-batch: the indices of its sequences in
+    `lengths`. A micro-batch has at most `micro_tokens` tokens, but a longer sequence is a micro-batch by
+    itself.
 
     The sequences are sorted by length, the longest first, so that sequences of equal length are neighbours.
-    Each rank takes every `ranks`-th sequence, so all ranks get about the same number of tokens.
+    With 2 ranks, each rank takes every second sequence. So all ranks get about the same number of tokens.
     """
     made, group, size = [], [], 0
-    # the sort is stable, so that all ranks have one order and no two ranks take the same sequence
+    # the sort is stable, so that all ranks sort in the same order and no two ranks take the same sequence
     for i in np.argsort(-lengths, kind="stable")[rank::ranks]:
         if group and size + lengths[i] > micro_tokens:
             made.append(np.array(group))

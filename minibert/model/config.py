@@ -1,4 +1,4 @@
-"""The shapes of models.
+"""The configurations of models, and the table `PRESETS` with named configurations.
 
 The letters for sizes in the whole project are: S sequences, N tokens of the packed batch, T tokens of one
 sequence, D hidden size, H heads, E head size (D / H in BERT), F feed-forward size, V vocabulary size, L
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from minibert.common.errors import UserError
 
-# The problem type tells transformers how to use the outputs of a sequence classifier: as a score, with a
-# softmax, or with a sigmoid for each class.
+# The values of `problem_type` in config.json. They say how transformers uses the outputs of a classifier: as
+# a score (regression), with a softmax (single label), or with a sigmoid for each class (multi label).
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -28,8 +28,8 @@ class Config:
     intermediate_size: int = 3072  # F
     max_positions: int = 512
     segments: int = 2  # number of token types
-    activation: str = "gelu"  # "gelu" (erf, Hugging Face), "gelu_tanh" (Google's TensorFlow code) or "relu"
-    norm_eps: float = 1e-12  # torch's default is 1e-5
+    activation: str = "gelu"  # "gelu" (erf, as in Hugging Face), "gelu_tanh" (as in Google's code) or "relu"
+    norm_eps: float = 1e-12  # epsilon of LayerNorm, as in BERT; torch's default is 1e-5
     dropout: float = 0.1  # dropout of embeddings, and of the outputs of attention and feed-forward networks
     attention_dropout: float = 0.0  # 0.1 in the papers; training is faster with 0 (see `attend`)
     classifier_dropout: float = 0.1
@@ -77,7 +77,8 @@ class Config:
 
     @property
     def regression(self) -> bool:
-        """True if the output is one score: there is one label, and the problem type is "regression" or None.
+        """True if there is one label and the problem type is "regression" or None. The model's output is then
+        one score.
         """
         return len(self.labels) == 1 and self.problem_type in (None, "regression")
 
@@ -99,8 +100,8 @@ class Config:
 
 @dataclass(frozen=True)
 class MobileConfig(Config):
-    """A MobileBERT, or its teacher IB-BERT. The default shape is that of the published MobileBERT, but with a
-    pooler.
+    """The configuration of a MobileBERT or of its teacher IB-BERT. The default shape is that of the published
+    MobileBERT plus a pooler, which the published model does not have.
     """
 
     architecture: str = "mobilebert"
@@ -114,9 +115,10 @@ class MobileConfig(Config):
     embedding_size: int = 128
     bottleneck_size: int = 128  # B, the width inside a block; B = H * E
     feed_forwards: int = 4  # number of feed-forward networks in a block
-    # The input of queries and keys. "shared": the output of an extra linear layer with a norm, of width B.
-    # "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of width B.
-    # The input of values is the bottleneck layer's output with "bottleneck", and otherwise the block's input.
+    # Queries and keys have one of three inputs. "shared": the output of an extra linear layer with a norm, of
+    # width B. "hidden": the block's input, of width D. "bottleneck": the output of the bottleneck layer, of
+    # width B. With "bottleneck", values have the same input as queries and keys. With "shared" and "hidden",
+    # the input of values is the block's input.
     attention_input: str = "shared"
     # "layer_norm" or "no_norm" (`NoNorm` in mobilebert.py)
     norm: str = "no_norm"
@@ -156,7 +158,7 @@ PRESETS: dict[str, Config] = {
     "bert-pkd-3": replace(BERT_BASE, layers=3),
     "bert-pkd-4": replace(BERT_BASE, layers=4),
     "bert-pkd-6": replace(BERT_BASE, layers=6),
-    # "BERT-TINY" in the TinyBERT paper; Google's BERT-Tiny is smaller: bert-L2-H128
+    # The TinyBERT paper calls a BERT of this shape "BERT-TINY". Google's BERT-Tiny is smaller: bert-L2-H128.
     "tinybert-4": replace(BERT_BASE, hidden_size=312, layers=4, intermediate_size=1200),
     "tinybert-6": replace(BERT_BASE, layers=6),
     "bert-small": replace(BERT_BASE, hidden_size=512, layers=4, heads=8, intermediate_size=2048),

@@ -29,10 +29,10 @@ class Trace(NamedTuple):
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """Applies GELU with the error function ("gelu"), GELU with tanh ("gelu_tanh"), or ReLU ("relu")."""
+    """Applies the function `name`: "gelu" (GELU with erf), "gelu_tanh" (GELU with tanh) or "relu" (ReLU)."""
     if name == "relu":
         return F.relu(x)
-    # a model needs the GELU that it was trained with: the results of the two differ by up to 5e-4
+    # a model needs the kind of GELU that it was trained with, because the two kinds differ by up to 5e-4
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
@@ -43,15 +43,15 @@ class Layer(nn.Module):
         super().__init__()
         D, F_ = config.hidden_size, config.intermediate_size
         self.config = config
-        # query, key and value each compute all H heads in one matrix product: a head has E of the D outputs
+        # `query`, `key` and `value` each compute all H heads in one matrix product; a head has E of D outputs
         self.query, self.key, self.value, self.out = (nn.Linear(D, D) for _ in range(4))
         self.attention_norm = nn.LayerNorm(D, config.norm_eps)
         self.up, self.down = nn.Linear(D, F_), nn.Linear(F_, D)
         self.output_norm = nn.LayerNorm(D, config.norm_eps)
 
     def forward(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Takes hidden states (N, D) of N tokens. Returns the block's output (N, D) and its queries, keys and
-        values, each (N, H, E) for H heads of size E.
+        """Takes hidden states (N, D) of N tokens. Returns four tensors: the block's output (N, D), and its
+        queries, keys and values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         q, k, v = (project(x).unflatten(-1, (c.heads, c.head_size))  # (N, H, E)
@@ -67,7 +67,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The embeddings and the L layers of a BERT or DistilBERT. The method `pool` needs `pooler=True`."""
+    """The embeddings and the L layers of a BERT or DistilBERT, and a pooler if `pooler` is true."""
 
     def __init__(self, config: Config, pooler: bool = False):
         super().__init__()
@@ -81,9 +81,9 @@ class Encoder(nn.Module):
         self.pooler = nn.Linear(D, D) if pooler else None
 
     def embed(self, batch: Batch) -> Tensor:
-        """Returns the embedding output of N tokens, (N, D): the sum of word, position and token-type vectors,
-        then LayerNorm and dropout. A model with `segments=0` has no token-type vectors. Without
-        torch.compile, raises `UserError` if a sequence is longer than the number of positions.
+        """Adds the word, position and token-type vectors of N tokens, applies LayerNorm and dropout, and
+        returns the embedding output (N, D). A model with `segments=0` has no token-type vectors. Without
+        torch.compile, raises `UserError` if a sequence has more tokens than the model has positions.
         """
         # `lengths` is on the CPU, so the check does not wait for a GPU
         if not torch.compiler.is_compiling() and int(batch.lengths.max()) > self.config.max_positions:
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         return x
 
     def trace(self, batch: Batch, layers: int | None = None) -> Trace:
-        """Returns the `Trace` of all layers, or of the first `layers` layers."""
+        """Returns the `Trace` of the first `layers` layers (None: of all layers)."""
         hiddens, qkv = [self.embed(batch)], []
         for layer in self.layers[:layers]:
             x, *q_k_v = layer(hiddens[-1], batch)
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         return Trace(tuple(hiddens), *(tuple(per_layer) for per_layer in zip(*qkv)))
 
     def pool(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the pooler's output for each of S sequences, (S, D): tanh(W h + b), where h is the last
-        hidden state of [CLS].
+        """Returns the pooler's output (S, D) for S sequences: tanh(W h + b), where h is the last hidden state
+        of a sequence's [CLS]. The encoder needs a pooler.
         """
         return torch.tanh(self.pooler(last[batch.first_tokens]))

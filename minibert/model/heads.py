@@ -1,4 +1,4 @@
-"""The models of this file are encoders with one or two heads."""
+"""Models for pre-training and for tasks. Each model is an encoder with one or two heads."""
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ class MLMHead(nn.Module):
     bias.
 
     The token vectors are the encoder's word embeddings (tied weights, Press and Wolf 2017). MobileBERT's word
-    embeddings are narrower than D. The rows of `extra.weight` are the missing columns of the
-    token vectors (V, D).
+    embeddings have fewer than D columns. The rows of `extra.weight` are the missing columns of the token
+    vectors (V, D).
     """
 
     def __init__(self, config: Config):
@@ -35,30 +35,29 @@ class MLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # (V,)
         missing = config.hidden_size - config.embedding_size
-        # The weight of `extra` is (missing, V), as in the published MobileBERT.
+        # The weight is (`missing`, V), because the published MobileBERT stores the missing columns as rows.
         self.extra = nn.Linear(config.vocab_size, missing, bias=False) if missing else None
 
     def forward(self, last: Tensor) -> Tensor:
-        """Returns the new states LN(act(W h + b)) for the last hidden states h of N tokens, (N, D)."""
+        """Returns the new states (N, D) of N tokens: LN(act(W h + b)) for the last hidden states h."""
         # the norm comes after the activation, as in BERT's run_pretraining.py (get_masked_lm_output)
         return self.norm(activation(self.config.activation, self.dense(last)))
 
     def table(self, word: Tensor) -> Tensor:
-        """Returns the vector of each of V vocabulary tokens, (V, D). `word` are the encoder's word
-        embeddings.
+        """Returns the vectors (V, D) of the V vocabulary tokens. `word` are the encoder's word embeddings.
         """
         return word if self.extra is None else torch.cat([word, self.extra.weight.t()], 1)
 
     def logits(self, last: Tensor, word: Tensor) -> Tensor:
-        """Returns the logits (N, V) for the last hidden states (N, D) of N tokens. V is the size of the
-        vocabulary. `word` are the encoder's word embeddings.
+        """Returns the logits (N, V) of N tokens. `last` are the encoder's last hidden states (N, D), and
+        `word` are its word embeddings.
         """
         return F.linear(self(last), self.table(word), self.bias)
 
 
 class MaskedLM(nn.Module):
-    """An encoder with the MLM head. Training does not call `forward`: vocab_loss.py computes the logits in
-    chunks, which needs less memory.
+    """An encoder with the MLM head. In training, vocab_loss.py computes the logits in chunks. This needs less
+    memory than `forward`, which computes all logits together.
     """
 
     def __init__(self, config: Config):
@@ -85,7 +84,9 @@ class PreTraining(nn.Module):
         self.nsp = nn.Linear(config.hidden_size, 2)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the MLM logits (N, V) and the next-sentence logits (S, 2) of N tokens in S sequences."""
+        """Returns a tuple: the MLM logits (N, V) of N tokens, and the next-sentence logits (S, 2) of S
+        sequences.
+        """
         last = self.encoder(batch)
         logits = self.mlm.logits(last, self.encoder.word.weight)
         return logits, self.nsp(self.encoder.pool(last, batch))
@@ -93,8 +94,8 @@ class PreTraining(nn.Module):
 
 class Classifier(nn.Module):
     """An encoder with a head for K classes, or for one score (regression). The input of the last linear layer
-    is the encoder's pooled vector. In DistilBERT this input is ReLU(W h_[CLS] + b), where W and b belong to
-    the head.
+    is the encoder's pooled vector. DistilBERT has no pooler. Its input is ReLU(W h_[CLS] + b), where W and b
+    belong to the head.
     """
 
     def __init__(self, config: Config):
@@ -110,7 +111,7 @@ class Classifier(nn.Module):
         return self.classify(self.encoder(batch), batch)
 
     def classify(self, last: Tensor, batch: Batch) -> Tensor:
-        """Returns the result of `forward` for the encoder's last hidden states (N, D) of N tokens."""
+        """Returns the same as `forward`, but takes the encoder's last hidden states (N, D) of N tokens."""
         if self.pre_classifier is None:
             pooled = self.encoder.pool(last, batch)  # (S, D)
         else:
@@ -125,7 +126,7 @@ class Span(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
-        self.span = nn.Linear(config.hidden_size, 2)  # Devlin et al. 2018, section 4.2
+        self.span = nn.Linear(config.hidden_size, 2)  # start and end (Devlin et al. 2018, section 4.2)
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns the start and end logits (N, 2) of N tokens. A softmax over the tokens of one sequence
@@ -141,8 +142,8 @@ class Span(nn.Module):
 
 
 def in_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """Returns the output of `linear`, the last layer of a task model, in fp32 (in fp64 if `x` is in fp64),
-    even under autocast. In 16 bits, different scores could be rounded to the same value.
+    """Returns the output of `linear` in fp32, even under autocast (in fp64 if `x` is in fp64). `linear` is
+    the last layer of a task model. In 16 bits, different scores could be rounded to the same value.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):

@@ -28,12 +28,12 @@ class NoNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns gamma * x + beta, in the shape of x."""
+        """Returns gamma * x + beta, in the shape of x. gamma is `weight`, and beta is `bias`."""
         return x * self.weight + self.bias
 
 
 def norm(config: MobileConfig, width: int) -> nn.LayerNorm:
-    """Returns a new norm with `width` units, of the kind `config.norm`."""
+    """Returns a new norm of `width` units: a `NoNorm` if `config.norm` is "no_norm", else a LayerNorm."""
     return (NoNorm if config.norm == "no_norm" else nn.LayerNorm)(width, config.norm_eps)
 
 
@@ -48,7 +48,7 @@ class FeedForward(nn.Module):
         self.norm = norm(config, B)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the output (N, B) for the states x (N, B) of N tokens, of width B."""
+        """Takes states (N, B) of N tokens, and returns new states (N, B). B is the width inside the block."""
         return self.norm(x + self.down(activation(self.config.activation, self.up(x))))
 
 
@@ -70,8 +70,8 @@ class MobileLayer(nn.Module):
         self.expand, self.expand_norm = nn.Linear(B, D), norm(config, D)
 
     def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Takes hidden states (N, D) of N tokens. Returns the block's output (N, D) and its queries, keys and
-        values, each (N, H, E) for H heads of size E.
+        """Takes hidden states (N, D) of N tokens. Returns four tensors: the block's output (N, D), and its
+        queries, keys and values, each (N, H, E) for H heads of size E.
         """
         c = self.config
         x = self.bottleneck_norm(self.bottleneck(h))  # (N, B)
@@ -90,7 +90,9 @@ class MobileLayer(nn.Module):
 
 
 class MobileEncoder(Encoder):
-    """The embeddings and the L layers of a MobileBERT or IB-BERT."""
+    """The embeddings and the L layers of a MobileBERT or IB-BERT. A pooler is added if `pooler` and
+    `config.tanh_pooler` are true.
+    """
 
     def __init__(self, config: MobileConfig, pooler: bool = False):
         # `Encoder.__init__` is not called, because it would build BERT's word embeddings, norm and layers
@@ -106,11 +108,11 @@ class MobileEncoder(Encoder):
         self.pooler = nn.Linear(D, D) if pooler and config.tanh_pooler else None
 
     def words(self, batch: Batch) -> Tensor:
-        """Returns the input vector of each of the N tokens, (N, D): W [w_next, w_own, w_previous] + b
-        ("Embedding Factorization" in the paper). w_own is the token's word embedding. w_next and w_previous
-        are the word embeddings of its neighbours. w_next of a sequence's last token and w_previous of its
-        first token are zeros. In `transformers`, w_next of a sequence's last token may be the embedding of a
-        padding token, so padding can change the outputs.
+        """Returns the input vector of each of N tokens, (N, D): W [w_next, w_own, w_previous] + b ("Embedding
+        Factorization" in the paper). w_own is the token's word embedding. w_next and w_previous are the word
+        embeddings of the next and the previous token. For the last token of a sequence, w_next is zero. For
+        the first token, w_previous is zero. In `transformers`, w_next of the last token may be the embedding
+        of a padding token, so padding can change the outputs.
         """
         own = self.word(batch.ids)  # (N, embedding_size)
         last_tokens = batch.offsets[1:].long() - 1

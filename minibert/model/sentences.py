@@ -1,6 +1,6 @@
 """Computes one vector for each text from the hidden states of its tokens (Reimers and Gurevych 2019,
-"Sentence-BERT"). The functions' argument `last` is the encoder's last hidden states (N, D) for the N tokens
-of S sequences.
+"Sentence-BERT"). The argument `last` of the functions has the encoder's last hidden states (N, D) of the
+N tokens of S sequences.
 """
 
 from dataclasses import dataclass, field
@@ -24,20 +24,20 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """The settings for the vector of a text."""
+    """Computes the vector of each text. The fields are the settings."""
 
     modes: tuple[str, ...] = ("mean",)  # keys of POOLING; the pooled vectors of all modes are concatenated
     # these modules map the pooled vector to the sentence vector
     layers: nn.Sequential = field(default_factory=lambda: nn.Sequential(Normalize()))
-    # the largest number of tokens that are read; None: the number of positions of the model
+    # the largest number of tokens of a text that are read; None: the model's number of positions
     max_length: int | None = None
     lowercase: bool = False
     prompt: str = ""  # put before each text
     width: int | None = None  # only the first `width` elements of a vector are kept; None: all
-    refused: str | None = None  # the reason why no vectors can be computed, or None
+    refused: str | None = None  # the reason why vectors cannot be computed; None: they can
 
     def __call__(self, last: Tensor, batch: Batch) -> Tensor:
-        """Computes the vectors of S sequences, (S, `vector_width`) in fp32, from the hidden states (N, D)."""
+        """Returns the vectors of S sequences in fp32, (S, W). W is the width that `vector_width` returns."""
         pooled = torch.cat([POOLING[mode](last.float(), batch) for mode in self.modes], -1)
         return self.layers.to(last.device)(pooled)[:, :self.width]
 
@@ -49,8 +49,8 @@ class SentencePooling:
 
 
 def pooling_of(model: nn.Module) -> SentencePooling:
-    """Returns `model.sentences`, or the default pooling if the model has none. Raises `UserError` if minibert
-    does not support the model's pooling.
+    """Returns `model.sentences`, if the model has this attribute and it is not None. Otherwise, returns the
+    default `SentencePooling`. Raises `UserError` if minibert does not support the model's pooling.
     """
     pooling = getattr(model, "sentences", None) or SentencePooling()
     if pooling.refused:

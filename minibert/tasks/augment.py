@@ -1,16 +1,16 @@
 """Copies a text and replaces some words of each copy: TinyBERT's data augmentation (Jiao et al. 2019, section
 3.2, algorithm 1).
 
-A masked language model predicts the candidates for a word: the K most probable words when this word is
-masked.
+A masked language model finds the candidates for a word: the word is masked, and the `k` words with the
+highest probabilities at the masked position are the candidates.
 
 The code differs from the paper and from the original code:
-- Only words that are one token of the vocabulary are replaced. The paper also replaces words of several
-  tokens, by words with similar GloVe vectors.
-- The candidates for all words of a text are computed once. Algorithm 1 computes new candidates for each copy,
-  after some words of the copy are already replaced.
-- Up to 15 % of the tokens of a text are masked together. The original code masks one word at a time. In a
-  measurement, about 14 of the 15 candidates for a word were the same for both ways of masking.
+- Only words that consist of one token are replaced. The paper also replaces words of several tokens, by words
+  with similar GloVe vectors.
+- The candidates for all words of a text are computed once, before any word is replaced. Algorithm 1 computes
+  new candidates for each copy: for each word, after the words before it have been replaced.
+- Up to 15 % of the tokens of a text are masked at the same time. The original code masks one word at a time.
+  In a measurement, the two ways of masking had about 14 of the 15 candidates for a word in common.
 """
 
 import re
@@ -33,9 +33,9 @@ from minibert.model.batch import groups
 from minibert.tasks.specs import Example
 
 BLOCK = 128  # number of examples whose candidates are computed together
-MASK_SHARE = 0.15  # the largest share of masked tokens in a `Query`; one token is always masked
+MASK_SHARE = 0.15  # the largest share of masked tokens in a `Query`, which masks at least one token
 
-WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # matches words of letters, but no part of b2b or snake_case
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")  # a word of letters only; finds nothing in `b2b` or `snake_case`
 STOP_WORDS = frozenset("""
 a about above after again against ain all am an and any are aren as at be because been before being below
 between both but by can could couldn d did didn do does doesn doing don down during each few for from further
@@ -53,7 +53,7 @@ class Text(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]  # for each replaceable word, the positions [start, end) of its characters
-    candidates: list[list[str]]
+    candidates: list[list[str]]  # for each replaceable word, the words that may replace it
 
 
 class Query(NamedTuple):
@@ -61,12 +61,13 @@ class Query(NamedTuple):
 
     ids: list[int]
     masked: list[int]  # the positions in `ids` that are masked
-    words: list[int]  # for each masked position, the index of its word in the replaceable words of all texts
+    words: list[int]  # for each position, the index of its word among all replaceable words of all texts
 
 
 def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int = 15,
                     micro_tokens: int = MICRO_TOKENS) -> list[Text]:
-    """Returns a `Text` for each text, with its replaceable words and at most `k` candidates for each word.
+    """Returns a list with one `Text` for each text. A `Text` has at most `k` candidates for each replaceable
+    word, the most probable candidate first.
 
     `model` is a frozen model with an MLM head. The model reads two copies of a text in one sequence: a copy
     with masked words, and the unchanged text. So a text is divided into parts if it fills more than about
@@ -86,16 +87,16 @@ def with_candidates(texts: list[str], model: nn.Module, tokenizer: Tokenizer, ru
 
 
 def is_word(text: str) -> bool:
-    """Returns True if a token can be a candidate: it has at least two letters and no other characters, and
-    is not a stop word.
+    """Returns True if the token `text` can be a candidate: it has at least two letters and no other
+    characters, and is not a stop word.
     """
     return len(text) > 1 and text.isalpha() and text.lower() not in STOP_WORDS
 
 
 def replaceable(text: str) -> list[tuple[int, int]]:
-    """Returns the positions [start, end) of the characters of each replaceable word. As in the original code,
-    a replaceable word has only letters and is not a stop word. Words with combining marks, as in Hindi, are
-    left out.
+    """Returns a list with the positions [start, end) of the characters of each replaceable word. As in the
+    original code, a replaceable word has only letters and is not a stop word. Words with combining marks, as
+    in Hindi, are left out.
     """
     def marked(neighbour: str) -> bool:
         return unicodedata.category(neighbour or " ")[0] == "M"
@@ -106,8 +107,8 @@ def replaceable(text: str) -> list[tuple[int, int]]:
 
 
 def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iterator[Query]:
-    """Yields the queries of a text with the token ids `ids`. `single` has a pair for each replaceable word:
-    the position of its only token in `ids`, and the index of the word (see `Query.words`).
+    """Yields the queries of the text that has the token ids `ids`. `single` has a pair for each replaceable
+    word: the position of its only token in `ids`, and the index of the word (see `Query.words`).
 
     A text with more than `room` tokens is divided into parts of about equal length. If a part has several
     queries, no query masks two neighbouring replaceable words.
@@ -125,7 +126,9 @@ def queries_of(ids: list[int], single: list[tuple[int, int]], room: int) -> Iter
 @torch.no_grad()
 def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runtime: Runtime, k: int,
               micro_tokens: int) -> dict[int, list[str]]:
-    """Returns a dict from the index of each masked word to its most probable candidates, at most `k`."""
+    """Returns a dict from the index of each masked word to a list of its candidates. The list has at most `k`
+    candidates, the most probable candidate first.
+    """
     if not queries:
         return {}
     cls, sep, found = [tokenizer.cls_id], [tokenizer.sep_id], {}
@@ -135,8 +138,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         for i in query.masked:
             sequence[1 + i] = tokenizer.mask_id
     examples = make_examples(ids, segments, np.full(len(ids), -1))
-    # (V,): tokens that differ only in capital letters have the same number, so that "film" is not replaced
-    # by "Film". A token that cannot be a candidate has the number -1.
+    # (V,): a number for each token. Tokens that differ only in capital letters have the same number, so that
+    # "film" is not replaced by "Film". Tokens that cannot be candidates have the number -1.
     spelling = torch.full((model.config.vocab_size,), -1, device=runtime.device)
     first: dict[str, int] = {}
     for i, piece in enumerate(tokenizer.vocabulary):
@@ -148,7 +151,7 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
         offsets = np.cumsum(examples.lengths[group]) - examples.lengths[group]
         rows = torch.tensor([offset + 1 + i for offset, query in zip(offsets, together)
                              for i in query.masked])
-        # (M,): the entries of `spelling` for the M words that are masked in the batch
+        # (M,): the numbers in `spelling` of the M masked words; a word cannot be a candidate for itself
         own = spelling[[query.ids[i] for query in together for i in query.masked]]
         with runtime.autocast():
             last = model.encoder(batch)[rows.to(runtime.device)]  # (M, D), where D is the hidden size
@@ -163,8 +166,8 @@ def predicted(queries: list[Query], model: nn.Module, tokenizer: Tokenizer, runt
 
 
 def copies(text: Text, n: int, p: float, *key: int) -> list[str]:
-    """Returns `n` copies of a text. In each copy, each word with candidates is replaced by one of its
-    candidates with probability `p`. The same `key` gives the same random numbers.
+    """Returns a list of `n` copies of a text. In a copy, each word that has candidates is replaced, with
+    probability `p`, by a random candidate. The same `key` gives the same random numbers.
     """
     words, round_number = np.arange(len(text.spans)), np.arange(n)[:, None]
     replaced = uniform(*key, round_number, words, 0) <= p  # (n, number of words)
@@ -193,12 +196,12 @@ def in_case_of(old: str, new: str) -> str:
 
 def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int, p: float,
             seed: int) -> Iterator[Example]:
-    """Yields each row, and after it at most `n` different changed copies with the id and the label of the
-    row.
+    """Yields each row, and after the row at most `n` changed copies of it. The copies differ from the row and
+    from each other, and have the row's id and label.
 
-    `find(texts)` calls `with_candidates` for `texts`. The two texts of a pair are changed independently. In
-    the original code, every changed copy of the second text is paired with the last changed copy of the first
-    text.
+    `find(texts)` returns the result of `with_candidates` for `texts`. The two texts of a pair are changed
+    independently. In the original code, every changed copy of the second text is paired with the last changed
+    copy of the first text.
     """
     progress = Progress("augmenting", len(rows), "examples")
     for start in range(0, len(rows), BLOCK):
@@ -214,5 +217,5 @@ def augment(rows: list[Example], find: Callable[[list[str]], list[Text]], n: int
 
 
 def columns_of(row: Example) -> tuple[str, ...]:
-    """Returns the one or two texts of a row."""
+    """Returns a tuple with the one or two texts of a row."""
     return (row.text,) if row.pair is None else (row.text, row.pair)

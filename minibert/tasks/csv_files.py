@@ -18,13 +18,15 @@ DEV_SHARE = 0.1
 
 
 def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Example]]:
-    """Returns the task and the examples of a csv file. In a .tsv file, tabs separate the columns.
+    """Returns a tuple (task, examples) of a csv file. In a .tsv file, tabs separate the columns.
 
-    The header must name the column `text` and one column `label` or `score`. The columns `pair` (second
-    texts) and `id` are optional, and all other columns are ignored. Without `task`, the numbers in a column
-    `label` are scores if all labels are numbers and one of them has a decimal point, as in run_glue.py of
-    transformers. If `task` is given, each label must be a label or a score of `task`, and the label column
-    may be missing.
+    The header must name the column `text`. The columns `pair` (second texts) and `id` are optional, and other
+    columns are ignored.
+
+    If `task` is None, the header must also name either `label` or `score`. A column `label` has scores if all
+    its values are numbers and at least one value has a decimal point, as in run_glue.py of transformers.
+    Otherwise, the column `label` has classes. If `task` is not None, the columns `label` and `score` may be
+    missing. If one is there, each of its values must be a class or a score of `task`.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
@@ -74,9 +76,11 @@ def write_csv(path: Path, task: Task, examples: Iterable[Example]) -> int:
 
 def read_csv_splits(path: str | Path,
                     dev: str | Path | None = None) -> tuple[Task, list[Example], list[Example]]:
-    """Returns the task, the training examples and the dev examples of a csv file. If `dev` is None, about a
-    tenth of the rows of `path` is the dev split. A hash of the column `text` chooses the split of a row, so
-    rows with equal texts are in the same split.
+    """Returns a tuple (task, training examples, dev examples). The training examples are the rows of the csv
+    file `path`, and the dev examples are the rows of the csv file `dev`.
+
+    If `dev` is None, about a tenth of the rows of `path` are the dev examples. A hash of the column `text`
+    chooses these rows, so rows with equal texts are in the same split.
     """
     task, examples = read_csv(path)
     if dev is not None:
@@ -99,8 +103,8 @@ def read_csv_splits(path: str | Path,
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Returns the column names in lower case, and the rows. Blank lines, lines with commas only, and columns
-    without a name are left out, because spreadsheets may write them.
+    """Returns a tuple: the column names in lower case, and the rows. Blank lines, lines with commas only, and
+    columns without a name are left out, because spreadsheets may write them.
     """
     csv.field_size_limit(1 << 28)  # by default, Python's csv refuses fields of more than 131,072 characters
     reader = csv.reader(io.StringIO(read_text(path)), delimiter=_delimiter(path), strict=True)
@@ -134,7 +138,8 @@ def _delimiter(path: Path) -> str:
 
 
 def _csv_task(path: Path, answer: str, rows: list[Row]) -> Task:
-    """Returns the task of a csv file. `answer` is the name of its label column, "score" or "label"."""
+    """Returns the task of a csv file. `answer` is the name of the column with the labels: "label" or "score".
+    """
     labels = tuple(sorted({row[answer].strip() for _, row in rows}))
     if answer == "label" and all(map(_is_number, labels)) and any("." in label for label in labels):
         say(f"{path}: the labels are numbers with a point, so they are learned as scores; if they are "

@@ -1,5 +1,5 @@
-"""Lists the public data sets and downloads them. The sha256 of every downloaded file is checked, so the file
-may come from any address.
+"""Lists public data sets and downloads them. The sha256 of every downloaded file is checked, so it does not
+matter from which address a file comes.
 """
 
 import errno
@@ -53,13 +53,13 @@ SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 SMERITY_URL = "https://wikitext.smerity.com/"
 HUB_URL = "https://huggingface.co/datasets/"
 
-# sizes and sha256: from dataset_infos.json in the library "datasets" of Hugging Face, commit 040102f1
+# the sizes and the sha256 are from dataset_infos.json in Hugging Face's library `datasets`, commit 040102f1
 DATA_SETS = {
     "cola": DataSet("GLUE CoLA, acceptability", "sentences from linguistics books, for research", _glue(
         "cola", 376_971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff")),
     "sst2": DataSet("GLUE SST-2, sentiment", "Stanford, Rotten Tomatoes reviews, for research", _glue(
         "sst2", 7_439_277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa")),
-    # two files of Microsoft, and GLUE's list of dev pairs (see `_read_msr` in official_files.py)
+    # two files of Microsoft, and GLUE's list of the dev pairs (see `_read_msr` in official_files.py)
     "mrpc": DataSet("GLUE MRPC, paraphrases", "Microsoft Research licence", (
         _plain("glue_data/MRPC", SENTEVAL_URL + "msr_paraphrase_train.txt", 1_047_044,
                "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
@@ -118,8 +118,8 @@ def listing() -> str:
 
 def download(names: Iterable[str], out: str | Path) -> None:
     """Downloads the data sets `names` to the folder `out`. The name "glue" means all data sets of GLUE. A
-    file with the right sha256 is not downloaded again, and an archive is not downloaded if its unpacked
-    folder is not empty.
+    file that is already in `out` is not downloaded again if its sha256 is right. An archive is not downloaded
+    again if its unpacked folder exists and is not empty.
     """
     names = [each for name in names for each in (GLUE if name == "glue" else (name,))]
     if unknown := [name for name in names if name not in DATA_SETS]:
@@ -132,8 +132,9 @@ def download(names: Iterable[str], out: str | Path) -> None:
 
 
 def obtain(file: File, out: Path) -> tuple[Path, bool]:
-    """Downloads a file to the folder `out`, and unpacks it if it is an archive. Returns the path of the file
-    (for an archive: of the unpacked folder), and False if this path existed before.
+    """Downloads a file to the folder `out`, and unpacks the file if it is an archive. Returns a tuple (path,
+    new). `path` is the path of the file, or of an archive's unpacked folder. `new` is False if nothing was
+    downloaded or unpacked.
     """
     archive = out / file.path
     if not file.folder:
@@ -148,9 +149,9 @@ def obtain(file: File, out: Path) -> tuple[Path, bool]:
 
 
 def fetch(file: File, target: Path) -> bool:
-    """Downloads one file to `target`, from the first address that has a file with the right sha256. Returns
-    False if this file is already there. Raises `UserError` if no address has this file, or if `target` exists
-    with other content.
+    """Downloads a file to `target`, from the first of its addresses that has the file with the right sha256.
+    Returns True, or returns False if `target` was already the right file. Raises `UserError` if no address
+    has the right file, or if `target` exists and has another sha256.
     """
     if target.exists():
         if sha256_of(target) == file.sha256:
@@ -176,16 +177,17 @@ def fetch(file: File, target: Path) -> bool:
 
 
 def unpack(archive: Path, folder: str) -> None:
-    """Unpacks `folder` from a .zip or .tar.gz file, and puts it beside the archive. If the unpacking fails,
-    no incomplete folder is left.
+    """Unpacks `folder` from a .zip or .tar.gz archive, and puts this folder beside the archive. If the
+    unpacking fails, no incomplete folder is left.
     """
     target = place_for(archive.parent / folder)
     print(f"unpacking {archive.name}", file=sys.stderr, flush=True)
-    # The argument "filter", which exists since Python 3.11.4, makes tarfile refuse unsafe paths.
+    # With `filter`, tarfile refuses unsafe paths. Python before 3.11.4 does not have this argument.
     safe = {"filter": "data"} if archive.suffix == ".gz" and hasattr(tarfile, "data_filter") else {}
     with (disk_errors(target),
           tempfile.TemporaryDirectory(prefix=f".{folder}.", dir=target.parent) as temporary):
         shutil.unpack_archive(archive, temporary, **safe)
         if target.is_dir():
-            target.rmdir()  # Windows renames no folder to an existing one; `place_for` allows an empty folder
+            # `place_for` allows an empty folder, but Windows cannot rename a folder to an existing folder
+            target.rmdir()
         os.rename(Path(temporary) / folder, target)

@@ -1,5 +1,5 @@
 """The metrics of GLUE. Predictions and labels are class numbers, or scores in a regression task. The value of
-a metric is at most 1.0, and NaN only if predictions or labels are NaN or infinite.
+a metric is at most 1.0. The value is NaN only if a prediction or a label is NaN or infinite.
 """
 
 import math
@@ -15,7 +15,7 @@ def accuracy(predictions, labels) -> float:
 
 
 def f1(predictions, labels) -> float:
-    """Returns F1 of class 1 against all other classes, or 0.0 if class 1 is neither predicted nor a label."""
+    """Returns F1 of class 1 against all other classes, or 0.0 if no prediction and no label is class 1."""
     predictions, labels = _arrays(predictions, labels)
     positives = (predictions == 1).sum() + (labels == 1).sum()
     return float(2 * ((predictions == 1) & (labels == 1)).sum() / positives) if positives else 0.0

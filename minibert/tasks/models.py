@@ -25,17 +25,17 @@ MULTI_LABEL = "multi_label_classification"
 
 
 def head_kind(task: Task) -> type:
-    """Returns the Python class of the models for a task."""
+    """Returns the Python class of a model for the task: `Span` or `Classifier`."""
     return Span if task.kind == "span" else Classifier
 
 
 def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
     """Loads the model `name` with a head for the task. If the model's head fits the task (`keeps_head`), the
-    model keeps it. Otherwise, a new head gets random weights from `seed`.
+    model keeps this head. Otherwise, the model gets a new head, whose random weights depend on `seed`.
     """
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `load` warns about a new head, which is normal in fine-tuning
+        warnings.simplefilter("ignore")  # `load` warns about a new head, but here a new head is expected
         if task.kind == "span":
             return minibert.load(name, "span")
         stated = "regression" if task.kind == "score" else None
@@ -45,15 +45,15 @@ def load_for_task(name: str, task: Task, seed: int) -> nn.Module:
 
 
 def keeps_head(name: str, task: Task) -> bool:
-    """Returns True if the model already has a head that fits the task. The model may have the task's classes
-    in another order.
+    """Returns True if the model already has a head that fits the task. The head may have the task's classes
+    in another order than the task.
     """
     config, head = config_and_head(name)
     if task.kind != "span" and (config.problem_type == MULTI_LABEL
                                 or config.regression != (task.kind == "score")
                                 or task.kind == "classes" and label_order(config.labels, task) is None):
         return False
-    if head is None:  # config.json does not name the head, so the model is loaded
+    if head is None:  # config.json does not name the head, so the class of the loaded model decides
         return isinstance(minibert.load(name), head_kind(task))
     return head == ("span" if task.kind == "span" else "classification")
 
@@ -67,9 +67,9 @@ def load_tuned(name: str, task: Task) -> nn.Module:
 
 @torch.no_grad()
 def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
-    """Gives the classes of a classifier the order and the names of the task's classes. Returns the model.
-    `name` is the model's name in error messages. Raises `UserError` if the model has no head for the task, or
-    if model and task have different classes.
+    """Changes and returns a classifier: its classes get the order and the names of the task's classes. A
+    model for scores or spans is returned without changes. `name` is the model's name in error messages.
+    Raises `UserError` if the model's head does not fit the task, or if model and task have different classes.
     """
     if not isinstance(model, head_kind(task)):
         raise UserError(f"{name} has no head for {task.name}: fine-tune the model first")
@@ -92,9 +92,9 @@ def in_order(model: nn.Module, task: Task, name: str) -> nn.Module:
 
 
 def label_order(labels: tuple[str, ...], task: Task) -> list[int] | None:
-    """Returns, for each class of the task, the index of the class in `labels`. `labels` are the model's names
-    of its classes. They may be spelled in another way than the task's names (see `class_of`). Returns None if
-    model and task have different classes.
+    """Returns a list that has, for each class of the task, the index of this class in `labels`. `labels` are
+    the names of the model's classes, which may be spelled in another way than the task's names (see
+    `class_of`). Returns None if model and task have different classes.
     """
     classes = [class_of(label, task) for label in labels]
     if None in classes or sorted(classes) != list(range(len(task.labels))):
@@ -110,8 +110,8 @@ def teacher_outputs(teacher: nn.Module, examples: Examples, runtime: Runtime, la
     classes, and (n, 1) for scores. With a span head, `logits` has the shape (N, 2), with a row for each of
     the N tokens of all examples.
 
-    `layers` is a list of teacher layers, counted from 1. If the list is not empty, the entry `cls` has the
-    [CLS] states after these layers. Its shape is (n, len(layers), hidden size).
+    `layers` is a list of teacher layers, counted from 1. If the list is not empty, the dict also has the
+    entry `cls`: the [CLS] states after these layers, with the shape (n, len(layers), hidden size).
     """
     if not layers:
         return {"logits": outputs(teacher, examples, runtime, micro_tokens, progress)}

@@ -17,9 +17,10 @@ Row = tuple[int, dict[str, str]]  # the number of the row's first line, and a di
 # ---- official files ----------------------------------------------------------------------------------------
 
 def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] | list[Question]:
-    """Returns the rows of a split of the task, in the order of the file. `folder` is the task's folder or the
-    parent folder. The id of a GLUE row is the value of its column `index` or `id`. Without such a column, the
-    id is the row number, counted from 0. Raises `UserError` if the file is missing or a row is malformed.
+    """Returns a list with the rows of a split, in the order of the file. For SQuAD, a row is a `Question`.
+    `folder` is the task's folder or its parent folder. The id of a GLUE row is the value of its column
+    `index` or `id`. If the file has neither column, the id is the row number, counted from 0. Raises
+    `UserError` if the file is missing or a row is malformed.
     """
     table = task.splits[split]
     root = Path(folder) / task.folder
@@ -29,7 +30,7 @@ def read_examples(task: Task, folder: str | Path, split: str) -> list[Example] |
         return _read_imdb(task, root, table.file)
     if task.name == "mrpc" and not (root / table.file).exists() and (root / MSR_TRAIN).exists():
         return _read_msr(task, root, split)
-    # AX belongs to MNLI, but its folder is beside MNLI's folder, so the parent folder is searched, too
+    # AX is a split of MNLI, but AX has a folder beside MNLI's folder, so the parent folder is searched, too
     parents = (root, root.parent) if split == "ax" else (root,)
     places = [parent / name for parent in parents for name in table.file.split("|")]
     path = next((place for place in places if place.exists()), None)
@@ -44,7 +45,7 @@ def _not_there(path: Path, task: Task) -> UserError:
 
 
 def _table_rows(path: Path, table: Table) -> list[Row]:
-    """Returns the rows of a GLUE file. Tabs separate the columns, and quotes are ordinary characters."""
+    """Returns a list of the rows of a GLUE file. Tabs separate columns; quotes are ordinary characters."""
     lines = read_text(path).rstrip("\n").split("\n")
     names = expected = table.header.split("\t")
     if table.has_header:
@@ -66,7 +67,7 @@ def _table_rows(path: Path, table: Table) -> list[Row]:
 
 
 def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Example]:
-    """Turns rows into examples."""
+    """Returns a list with one `Example` for each row."""
     return [Example(row.get("index") or row.get("id") or str(i), row[table.text],
                     row[table.pair] if table.pair else None,
                     label_of(row[table.label], task, f"{path}, line {number}") if table.label else None)
@@ -74,8 +75,8 @@ def _examples(path: Path, task: Task, table: Table, rows: list[Row]) -> list[Exa
 
 
 def label_key(name: str) -> str:
-    """Returns a label in lower case, with `_` for spaces and hyphens. So different spellings of the label
-    become equal. LABEL_3, a usual class name on the hub, becomes 3.
+    """Returns a label in lower case, with `_` instead of spaces and hyphens, so that different spellings of a
+    label give the same result. LABEL_3, a usual class name on the hub, becomes 3.
     """
     return re.sub(r"[\s_-]+", "_", name.strip().casefold()).removeprefix("label_")
 
@@ -94,8 +95,8 @@ def class_of(name: str, task: Task) -> int | None:
 
 
 def label_of(text: str, task: Task, where: str) -> int | float:
-    """Converts a label in a file to a class number or a score. Raises `UserError` if the label does not fit
-    the task.
+    """Returns the class number or the score for the label `text` of a file. Raises `UserError` if the label
+    does not fit the task. The error message begins with `where`.
     """
     if task.kind == "classes":
         number = class_of(text, task)
@@ -114,8 +115,8 @@ def label_of(text: str, task: Task, where: str) -> int | float:
 
 
 def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
-    """Reads a split of MRPC from Microsoft's files. The pairs that mrpc_dev_ids.tsv lists are the dev split,
-    and all other pairs of the training file are the train split.
+    """Reads a split of MRPC from Microsoft's training file or test file. The dev split consists of the pairs
+    of the training file that mrpc_dev_ids.tsv lists. The rest of the training file is the train split.
     """
     table = task.splits["train"]
     path, ids_path = root / (MSR_TEST if split == "test" else MSR_TRAIN), root / MSR_DEV_IDS
@@ -131,12 +132,12 @@ def _read_msr(task: Task, root: Path, split: str) -> list[Example]:
 
 
 def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
-    """Reads the reviews in the folder `root`/`part`/neg, and then those in `root`/`part`/pos. Each `<br />`
-    becomes a space, because `<br />` would be four tokens.
+    """Reads the reviews in the folder `root`/`part`/neg, and then the reviews in `root`/`part`/pos. Each
+    `<br />` becomes a space, because `<br />` would be four tokens.
     """
     examples = []
     for label, word in enumerate(task.words):
-        # files such as "._0_9.txt" are skipped: macOS adds them, and they are no reviews
+        # files such as "._0_9.txt" are skipped, because macOS adds these files and they have no review
         files = sorted(path for path in (root / part / word).glob("*.txt") if not path.name.startswith("._"))
         if not files:
             raise _not_there(root / part / word / "*.txt", task)
@@ -148,9 +149,9 @@ def _read_imdb(task: Task, root: Path, part: str) -> list[Example]:
 # ---- submissions -------------------------------------------------------------------------------------------
 
 def write_submission(folder: str | Path, task: Task, split: str, predictions: Sequence[int | float]) -> Path:
-    """Writes the predictions of a test split in the format of the GLUE leaderboard. `predictions` has a class
-    number or a score for each row, in the order of the test file. Scores are clipped to the task's range.
-    Raises `UserError` if a score is not finite.
+    """Writes a file with the predictions for a test split in the format of the GLUE leaderboard. Returns the
+    path of the file. `predictions` has a class number or a score for each row, in the order of the test file.
+    Scores are clipped to the task's range. Raises `UserError` if a score is not finite.
     """
     path = Path(folder) / task.splits[split].submission
     lines = ["index\tprediction"]

@@ -18,14 +18,14 @@ from minibert.model.heads import Span
 from minibert.tasks.models import in_order
 from minibert.tasks.splits import Split, answers_of, judge, read_rows_to_judge, score, tokenise_splits
 
-# The largest number of tokens in a batch, without padding. It is small, because each row is padded to the
-# longest row of its batch.
+# The largest number of tokens in a batch, padding not counted. Each row is padded to the longest row of its
+# batch, so a small batch has less padding than a large batch.
 PADDED_TOKENS = 1024
 
 
 def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
-    """Returns the logits of the ONNX file of `model` on a split, with one row for each example (for SQuAD:
-    for each token).
+    """Returns the logits of an ONNX file on a split: an array with one row for each example (for SQuAD: for
+    each token). `path` is the ONNX file, which was made from `model`.
     """
     session, examples, pieces, places = open_file(path), split.examples, [], []
     for group in groups(examples.lengths, PADDED_TOKENS):
@@ -39,9 +39,9 @@ def file_outputs(path: Path, model: nn.Module, split: Split) -> np.ndarray:
 
 def judge_of(model: nn.Module, tokenizer: Tokenizer, name: str, task: str, data: str | None,
              most: float, max_length: int | None = None) -> Callable[[Path], None]:
-    """Returns a function `judge_file(path)`, which prints the scores of the int8 file at `path` and of
-    `model` in fp32. `judge_file` raises `UserError` if the task's first metric is lower in int8 by more than
-    `most` points.
+    """Returns a function `judge_file(path)`. This function prints the scores of the int8 file at `path` and
+    of `model` in fp32 on the task's first dev split (for a csv file: on all rows). `judge_file` raises
+    `UserError` if the task's first metric is more than `most` points lower in int8 than in fp32.
 
     `judge_of` puts the classes of `model` into the task's order. `name` is the folder of `model`. `task` and
     `data` are the values of --task and --data of convert.py. If `max_length` is None, the maximum length is

@@ -18,7 +18,7 @@ PKD, TINYBERT, THESEUS = ({"method": (name,)} for name in ("pkd", "tinybert", "t
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of finetune.py. None means that the user did not give the option. For the defaults of such
+    """The options of finetune.py. An option that the user did not give can be None. For the defaults of such
     options, see `resolve` and `task_settings`.
     """
 
@@ -161,8 +161,9 @@ class Options(MachineOptions):
 
 
 def check_task(task: str, data: str | None, dev: str | None) -> Task | None:
-    """Returns the task named `task`, or None for a csv file. Raises `UserError` if --task, --data and --dev
-    cannot be combined.
+    """Returns the `Task` with the name `task`, or None if `task` is a csv file. `task`, `data` and `dev` are
+    the values of --task, --data and --dev. Raises `UserError` if `task` is neither the name of a task nor a
+    csv file, or if the three values cannot be combined.
     """
     known = TASKS.get(task)
     if not known and Path(task).suffix.lower() not in (".csv", ".tsv"):
@@ -185,22 +186,24 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def resolve(options: Options) -> Options:
-    """Returns the options with the defaults that depend on other options: with --teacher those of the method,
-    `alpha` with --transfer, and `project` with TinyBERT.
+    """Returns the options with the defaults that depend on other options. With --teacher, options that were
+    not given get the defaults of the method. With --transfer, the default of `alpha` is 1. With --method
+    tinybert, the default of `project` is True if --model was given, and otherwise False.
     """
     defaults = METHOD_DEFAULTS[options.method] if options.teacher else {}
     if options.transfer:
         defaults = defaults | {"alpha": 1.0}
     if options.method == "tinybert":
-        # A student of copied layers has the teacher's hidden size, so it gets no projection.
+        # Without --model, the student consists of copied teacher layers and has the teacher's hidden size,
+        # so it needs no projection.
         defaults = defaults | {"project": bool(options.model)}
     return dataclasses.replace(options, **{name: value for name, value in defaults.items()
                                            if getattr(options, name) is None})
 
 
 def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
-    """Returns the numbers (from 0) of the teacher layers that are copied into the student, or None with
-    --model.
+    """Returns a list with the numbers (from 0) of the teacher layers that are copied into the student, or
+    None if --model was given.
     """
     if options.model:
         return None
@@ -210,10 +213,12 @@ def cut_layers(options: Options, teacher_layers: int) -> list[int] | None:
 
 
 def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERTWeights:
-    """Returns the weights of the loss terms of TinyBERT's intermediate stage, and the teacher layers that the
-    student imitates. `copied` is the result of `cut_layers`. Without --imitate, a copied student layer
-    imitates the teacher layer that it is a copy of. In the paper, the student imitates evenly spaced teacher
-    layers. For copied layers, this gave lower scores than the default here (docs/results/compressed.md).
+    """Returns the `TinyBERTWeights` of the intermediate stage: the weights of the loss terms, and the teacher
+    layers that the student imitates. `copied` is the result of `cut_layers`.
+
+    Without --imitate, a copied student layer imitates the teacher layer that it is a copy of. In the paper,
+    the student layers imitate evenly spaced teacher layers. For a student of copied layers, the paper's layer
+    map gave lower scores than the default here (docs/results/compressed.md).
     """
     layers = [number + 1 for number in copied] if copied else None
     if options.imitate:
@@ -223,8 +228,8 @@ def inner_weights(options: Options, copied: list[int] | None = None) -> TinyBERT
 
 
 def task_settings(options: Options, task: Task) -> Task:
-    """Returns the task with the training settings of the method. Options that the user gave replace these
-    settings.
+    """Returns the task with the training settings of this run. By default, these settings are those of the
+    task, or with --method tinybert those of TinyBERT. Options that the user gave replace the defaults.
     """
     if options.method == "tinybert":
         task = with_tinybert_settings(task)

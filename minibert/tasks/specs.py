@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 class Example(NamedTuple):
     """One row of a file, with one text or a pair of texts. `label` is an index into `Task.labels`, a score,
-    or None.
+    or None if the row has no label.
     """
     id: str
     text: str
@@ -19,9 +19,9 @@ class Example(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The file of one split. `header` has the official names of the columns, separated by tabs. `text`,
-    `pair` and `label` are the names of the columns with the first text, the second text and the label. For
-    IMDb, `file` is a folder with one file for each review.
+    """The file of one split: its name and its columns. `header` has the official names of the columns,
+    separated by tabs. `text`, `pair` and `label` are the names of the columns with the first text, the second
+    text and the label. For IMDb, `file` is a folder that has one file for each review.
     """
     file: str
     header: str = ""
@@ -62,17 +62,17 @@ class Task:
     lr: float = 2e-5
     epochs: int = 3
     max_length: int = 128
-    intermediate_epochs: float = 20  # the epochs of TinyBERT's intermediate stage
+    intermediate_epochs: float = 20  # the number of epochs of TinyBERT's intermediate stage
     published: tuple[Published, ...] = ()
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
-        """Returns the names of the splits on which models are evaluated."""
+        """Returns a tuple with the names of the dev splits (for a user's csv file: an empty tuple)."""
         return tuple(name for name in self.splits if name.startswith("dev"))
 
     @property
     def test_splits(self) -> tuple[str, ...]:
-        """Returns the names of the test splits for which GLUE's leaderboard takes predictions."""
+        """Returns a tuple with the names of the splits for which GLUE's leaderboard takes predictions."""
         return tuple(name for name, table in self.splits.items() if table.submission)
 
 
@@ -116,12 +116,12 @@ def _mnli() -> dict[str, Table]:
             "dev_mismatched": dev._replace(file="dev_mismatched.tsv"),
             "test_matched": test._replace(file="test_matched.tsv", submission="MNLI-m.tsv"),
             "test_mismatched": test._replace(file="test_mismatched.tsv", submission="MNLI-mm.tsv"),
-            # one file with two names: diagnostic.tsv from data/download.py, AX.tsv on the leaderboard's page
+            # the file is called diagnostic.tsv by data/download.py, and AX.tsv on the leaderboard's page
             "ax": Table("diagnostic/diagnostic.tsv|AX.tsv", "index\tsentence1\tsentence2", "sentence1",
                         "sentence2", submission="AX.tsv")}
 
 
-# the headers of the train.tsv and of the test.tsv of RTE and WNLI
+# the header of train.tsv, and the header of test.tsv, for RTE and WNLI
 INFERENCE = ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2")
 STS_B = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
 BINARY = ("0", "1")
@@ -149,12 +149,12 @@ TASKS: dict[str, Task] = {task.name: task for task in (
          published=_paper("", 89.6, 88.5)),
     Task("mnli", ("entailment", "neutral", "contradiction"), ("entailment", "neutral", "contradiction"),
          ("accuracy",), "MNLI", GLUE_URL + "MNLI.zip (for ax: AX.tsv from there)", _mnli(),
-         # The DistilBERT paper prints 86.7 for bert-base on MNLI. But the printed mean over the tasks, 79.5,
-         # is right only with 84.7, from the README of DistilBERT's code.
+         # For bert-base on MNLI, the DistilBERT paper has 86.7, and the README of DistilBERT's code has 84.7.
+         # 84.7 is taken, because the paper's mean over all tasks (79.5) is right only with 84.7.
          published=(Published(BERT, "accuracy", 84.7, PAPER_README),
                     Published(DISTILBERT, "accuracy", 82.2, PAPER))),
     Task("qnli", ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",), "QNLI",
-         # version 2 of QNLI, because the published scores were measured on its splits
+         # version 2 of QNLI, because the published scores were measured on the splits of version 2
          GLUE_URL + "QNLIv2.zip",
          _splits("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence", "QNLI.tsv",
                  "question", "sentence"),
@@ -184,15 +184,15 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 
 TEXT_TASKS = tuple(name for name, task in TASKS.items() if task.kind != "span")
 
-# The settings of TinyBERT's task distillation (Jiao et al. 2019, section 4.2) that differ from the defaults
-# of `Task`. The paper has no settings for IMDb.
+# The maximum lengths and the numbers of intermediate epochs in the TinyBERT paper (Jiao et al. 2019, section
+# 4.2), where they differ from the defaults of `Task`. The paper has no settings for IMDb.
 TINYBERT = {"cola": {"max_length": 64, "intermediate_epochs": 50}, "sst2": {"max_length": 64},
             "mnli": {"intermediate_epochs": 10}, "qqp": {"intermediate_epochs": 10},
             "qnli": {"intermediate_epochs": 10}}
 
 
 def with_tinybert_settings(task: Task) -> Task:
-    """Returns the task with the settings of TinyBERT's two stages. The learning rate 3e-5 is one of three
-    values that the authors tried.
+    """Returns the task with the settings of TinyBERT's two training stages. The learning rate 3e-5 is one of
+    three values that the authors tried.
     """
     return replace(task, lr=3e-5, epochs=3, **TINYBERT.get(task.name, {}))

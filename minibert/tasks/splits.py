@@ -34,16 +34,17 @@ class Split(NamedTuple):
 
 
 def dev_of(task: Task, splits: dict[str, Split]) -> dict[str, Split]:
-    """Returns the dev splits among `splits`."""
+    """Returns a dict with only the dev splits of `splits`."""
     return {name: splits[name] for name in task.dev_splits or ("dev",)}
 
 
 def read_rows(task: str, data: str | None, dev: str | None, predict: bool = False
               ) -> tuple[Task, dict[str, list]]:
-    """Returns the `Task`, and a dict from the names of its splits to their rows. The splits are train, the
-    dev splits, and with `predict` also the test splits of a GLUE task. `task` is the name of a task whose
-    files are in the folder `data`, or the path of a csv file. If `task` is a csv file, `dev` may be a second
-    csv file with the dev rows.
+    """Returns a tuple: the `Task`, and a dict from the names of its splits to lists of rows. The splits are
+    train and the dev splits. If `predict` is true, the dict also has the test splits of a GLUE task.
+
+    `task` is the path of a csv file, or the name of a task with its files in the folder `data`. If `task` is
+    a csv file, `dev` may be a second csv file with the dev rows.
     """
     if task in TASKS:
         known = TASKS[task]
@@ -54,9 +55,9 @@ def read_rows(task: str, data: str | None, dev: str | None, predict: bool = Fals
 
 
 def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, dict[str, list]]:
-    """Returns the task and the rows of its dev splits, for the evaluation of a fine-tuned `model`. All rows
-    of a csv file are in one split with the name "all rows". The task of a csv file has the labels of the
-    model, because a label of the model may be missing in the file.
+    """Returns a tuple: the `Task`, and a dict from the names of its dev splits to lists of rows. `model` is
+    the name of the fine-tuned model to evaluate. If `task` is a csv file, all its rows are in one split with
+    the name "all rows", and the `Task` has the labels of the model, because the file may lack some labels.
     """
     if task in TASKS:
         return TASKS[task], read_splits(TASKS[task], data, TASKS[task].dev_splits)
@@ -73,8 +74,8 @@ def read_rows_to_judge(task: str, data: str | None, model: str) -> tuple[Task, d
 
 
 def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list]:
-    """Returns the rows of the splits `names` in the official files. If AX cannot be read, AX is left out with
-    a message.
+    """Reads the official files of the splits `names`. Returns a dict from these names to lists of rows. If AX
+    cannot be read, the dict has no entry for AX, and a message is printed.
     """
     rows = {}
     for name in names:
@@ -89,7 +90,8 @@ def read_splits(task: Task, data: str, names: tuple[str, ...]) -> dict[str, list
 
 def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, stride: int,
                     config: Config, model: str) -> dict[str, Split]:
-    """Tokenises the splits. `config` is the model's config, and `model` its name in error messages. Raises
+    """Returns a dict from the name of each split to its tokenised `Split`. `rows` is a dict from the names to
+    lists of rows. `config` is the model's config, and `model` is the model's name in error messages. Raises
     `UserError` if the model has too few positions or token types, or a smaller vocabulary than the tokenizer.
     """
     check_pieces(tokenizer, config, model)
@@ -103,7 +105,7 @@ def tokenise_splits(task: Task, rows: dict[str, list], tokenizer: Tokenizer, str
 
 
 def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Split:
-    """Tokenises the rows of a split. `stride` is used for SQuAD only (see `squad_windows.windows`)."""
+    """Tokenises the rows of one split. `stride` is used for SQuAD only (see `squad_windows.windows`)."""
     if task.kind == "span":
         windows = squad_windows.windows(rows, tokenizer, task.max_length, stride)
         spans = np.array([(w.start, w.end) for w in windows], dtype=np.int64)
@@ -116,9 +118,10 @@ def tokenised(task: Task, rows: list, tokenizer: Tokenizer, stride: int) -> Spli
 
 
 def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) -> list[Example]:
-    """Reads a file that data/augment.py wrote. `pairs` is True if the training set has pairs of texts, and
-    `held_out` has the ids of the dev rows. Raises `UserError` if the file has single texts and the training
-    set has pairs, or the reverse. Also raises `UserError` if the file has a copy of a dev row.
+    """Returns a list of the examples in a file that data/augment.py wrote. `pairs` is True if the training
+    set has pairs of texts, and `held_out` has the ids of the dev rows. Raises `UserError` if the file has
+    single texts and the training set has pairs, or the reverse. Also raises `UserError` if the file has a
+    copy of a dev row.
     """
     examples = read_csv(path, task)[1]
     if (examples[0].pair is not None) != pairs:
@@ -130,8 +133,9 @@ def read_augmented(path: str, task: Task, pairs: bool, held_out: Iterable[str]) 
 
 
 def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pairs: bool) -> Split:
-    """Reads texts without labels. Each line is blank, or has one text (if `pairs` is true: two texts with a
-    tab between them). Raises `UserError` for any other line.
+    """Reads files of texts without labels. Returns a `Split` with all texts, tokenised. If `pairs` is false,
+    a line has one text. If `pairs` is true, a line has two texts with a tab between them. Blank lines are
+    skipped. Raises `UserError` for any other line.
     """
     found = []
     for name in files:
@@ -145,19 +149,20 @@ def read_transfer(task: Task, files: tuple[str, ...], tokenizer: Tokenizer, pair
                 found.append(Example(str(number), texts[0], texts[1] if pairs else None, None))
     if not found:
         raise UserError(f"--transfer {' '.join(files)}: there is no text")
-    # Without answers, SQuAD pairs are tokenised as for classification: cut, not divided into windows.
+    # For SQuAD, a pair is a question and a context. The pairs have no answers, so they are tokenised as for
+    # classification: a long context is cut and not divided into windows.
     if task.kind == "span":
         task = replace(task, kind="classes")
     return tokenised(task, found, tokenizer, stride=0)
 
 
 def some_numbers(total: int, n: int) -> np.ndarray:
-    """Returns `n` of the numbers 0 to `total` - 1, chosen with a fixed seed, in ascending order."""
+    """Returns an array of `n` of the numbers 0 to `total` - 1, chosen with a fixed seed and sorted."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 def some_of(split: Split, n: int) -> Split:
-    """Returns a split with only `n` of the examples. Every call chooses the same examples."""
+    """Returns a split with only `n` examples of `split`. Every call chooses the same `n` examples."""
     chosen = some_numbers(len(split.examples.lengths), n)
     if split.windows is None:
         return Split([split.rows[i] for i in chosen], split.examples.part(chosen))
@@ -166,13 +171,15 @@ def some_of(split: Split, n: int) -> Split:
 
 def model_outputs(model: nn.Module, split: Split, runtime: Runtime, micro_tokens: int, what: str
                   ) -> np.ndarray:
-    """Returns the model's logits on a split, with one row for each example (for SQuAD: for each token)."""
+    """Returns an array with the model's logits on a split: one row for each example (for SQuAD: for each
+    token). `what` names the work in the progress line.
+    """
     return outputs(model, split.examples, runtime, micro_tokens,
                    Progress(what, int(split.examples.lengths.sum()), "tokens"))
 
 
 def answers_of(task: Task, split: Split, logits: np.ndarray):
-    """Returns a model's answers, computed from its outputs `logits`: a class number or a score for each
+    """Computes the answers from a model's `logits`. Returns an array with a class number or a score for each
     example. For SQuAD, returns the dict of `candidates_of`.
     """
     if task.kind == "span":
@@ -181,7 +188,9 @@ def answers_of(task: Task, split: Split, logits: np.ndarray):
 
 
 def score(task: Task, split: Split, answers) -> dict[str, float]:
-    """Returns the task's metrics in percent. `answers` is a result of `answers_of`."""
+    """Returns a dict from the names of the task's metrics to their values in percent. `answers` is a result
+    of `answers_of`.
+    """
     if task.kind == "span":
         return squad.evaluate(split.rows, {name: found[0].text for name, found in answers.items()})
     return {name: 100 * value
@@ -190,13 +199,15 @@ def score(task: Task, split: Split, answers) -> dict[str, float]:
 
 def judge(model: nn.Module, task: Task, split: Split, runtime: Runtime,
           micro_tokens: int = MICRO_TOKENS) -> tuple[dict[str, float], np.ndarray]:
-    """Returns a model's scores on a split in percent, and the model's outputs."""
+    """Returns a tuple: a dict with the model's scores on a split (see `score`), and an array with the model's
+    logits (see `model_outputs`).
+    """
     logits = model_outputs(model, split, runtime, micro_tokens, f"judging {len(split.rows):,} examples")
     return score(task, split, answers_of(task, split, logits)), logits
 
 
 def candidates_of(split: Split, logits: np.ndarray) -> dict[str, list[squad.Candidate]]:
-    """Returns a dict from question ids to lists of answers, the best answer first. `logits` is (N, 2), with a
+    """Returns a dict from each question id to a list of answers, the best answer first. `logits` (N, 2) has a
     start logit and an end logit for each of the N tokens of all windows.
     """
     windows: dict[int, list] = {}
@@ -226,8 +237,8 @@ def write_errors(path: Path, task: Task, split: Split, answers) -> None:
 
 
 def baseline(task: Task, train: Split, split: Split) -> dict[str, float] | None:
-    """Returns the scores of a constant answer: the most frequent class of the training set, or the mean score
-    of the training set. Returns None for SQuAD.
+    """Returns a dict with the scores on `split` if every answer is the most frequent class of the training
+    set (for a regression task: the mean score of the training set). Returns None for SQuAD.
     """
     if task.kind == "span":
         return None

@@ -39,9 +39,9 @@ class Candidate(NamedTuple):
 
 
 def read_squad(path: str | Path) -> list[Question]:
-    """Returns the questions in train-v1.1.json or dev-v1.1.json, in the order of the file. Raises `UserError`
-    if the file is not the json of SQuAD 1.1, if an id occurs twice, or if `check_question` refuses a
-    question.
+    """Returns a list of the questions in train-v1.1.json or dev-v1.1.json, in the order of the file. Raises
+    `UserError` if the file is not the json of SQuAD 1.1, if an id occurs twice, or if `check_question` raises
+    an error.
     """
     path = Path(path)
     questions, text, place = {}, read_text(path), str(path)
@@ -67,8 +67,8 @@ def read_squad(path: str | Path) -> list[Question]:
 
 
 def check_question(question: Question, place: str) -> None:
-    """Raises `UserError` if a question has no answer, or if an answer is not in the context. Raises
-    `TypeError` or `ValueError` if a field of the question is not a valid text.
+    """Raises `UserError` if a question has no answer, or if an answer is empty or is not at its position
+    `start` in the context. Raises `TypeError` or `ValueError` if a field of the question is not a valid text.
     """
     if not question.answers:
         raise UserError(f"{place}: no answer; questions without answers (SQuAD 2.0) are not supported")
@@ -93,7 +93,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """Returns 1.0 if both texts are equal after `normalise`, and 0.0 otherwise."""
+    """Returns 1.0 if the two texts are equal after `normalise`, and 0.0 otherwise."""
     return float(normalise(prediction) == normalise(answer))
 
 
@@ -108,9 +108,9 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def evaluate(questions: Sequence[Question], predictions: dict[str, str]) -> dict[str, float]:
-    """Returns the means of `exact_match` and `f1` over all questions, in percent. `predictions` is a dict
-    from question ids to predicted texts. A prediction is compared with every gold answer of its question, and
-    the best score counts. A question without a prediction has the score 0.
+    """Returns a dict with the means of `exact_match` and `f1` over all questions, in percent. `predictions`
+    is a dict from question ids to predicted texts. A prediction is compared with every gold answer of its
+    question, and the best score counts. A question without a prediction has the score 0.
     """
     totals = {"exact_match": 0.0, "f1": 0.0}
     for question in questions:

@@ -1,8 +1,8 @@
 """Turns questions of SQuAD 1.1 into windows of tokens, and the logits of a span head into answers.
 
-If a context is too long for the model, the model reads it in overlapping windows. A window is [CLS] question
-[SEP] part of the context [SEP]. The default lengths and stride are those of run_squad.py in Google's BERT
-code (Devlin et al. 2018).
+If a context is too long for the model, the model reads the context in overlapping windows. A window is [CLS]
+question [SEP] part of the context [SEP]. The default lengths and stride are those of run_squad.py in Google's
+BERT code (Devlin et al. 2018).
 """
 
 import unicodedata
@@ -39,11 +39,11 @@ class Window(NamedTuple):
 
 def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int = 384, stride: int = 128,
             max_query: int = 64) -> list[Window]:
-    """Returns the windows of all questions, in the order of the questions.
+    """Returns a list of the windows of all questions, in the order of the questions.
 
-    A window has at most `max_length` tokens, and at most `max_query` tokens of the question. `stride` is the
-    distance in tokens between the starts of two neighbouring windows. Only the first gold answer of a
-    question is used.
+    A window has at most `max_length` tokens, and at most `max_query` of them are tokens of the question.
+    `stride` is the distance in tokens between the starts of two neighbouring windows. `start` and `end` of a
+    `Window` are those of the question's first gold answer.
     """
     if max_length < max_query + 4:
         raise UserError(f"max_length {max_length} leaves no room for a context beside a question of "
@@ -66,8 +66,8 @@ def windows(questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Returns a dict from each text to a pair: its M token ids, and an array (M, 2). Each row of the array
-    has the positions [begin, end) of a token's characters.
+    """Returns a dict from each text to a pair: a list of the text's M token ids, and an array (M, 2). Each
+    row of the array has the positions [begin, end) of a token's characters.
     """
     encoded = {}
     for text, encoding in zip(texts, tokenizer.encodings(texts, offsets=True)):
@@ -77,9 +77,9 @@ def _encode(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[list[int]
 
 
 def _with_marks(text: str, chars: np.ndarray) -> np.ndarray:
-    """Moves the end of each token in `chars` behind the combining marks that follow the token. A tokenizer
-    that removes accents leaves the marks out of its offsets. Without the marks, a predicted answer would lose
-    the accent of its last letter.
+    """Changes and returns `chars`: moves the end of each token behind the combining marks that follow the
+    token. A tokenizer that removes accents leaves these marks out of its offsets. Without the marks, a
+    predicted answer would lose the accent of its last letter.
     """
     limits = [*chars[1:, 0].tolist(), len(text)]
     for i, (end, limit) in enumerate(zip(chars[:, 1].tolist(), limits)):
@@ -93,28 +93,29 @@ def _covering(chars: np.ndarray, answer: Answer) -> tuple[int, int] | None:
     """Returns the indices of the first and the last token with characters of an answer, or None if no token
     has characters of the answer.
     """
-    # `first` may start before the answer, because an answer can start inside a token
+    # the token `first` can start before the answer, because an answer can start inside a token
     first = int(np.searchsorted(chars[:, 1], answer.start, side="right"))
     last = int(np.searchsorted(chars[:, 0], answer.start + len(answer.text), side="left")) - 1
     return (first, last) if first <= last else None
 
 
 def _borders(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """Returns the positions [begin, end) of each window in a context of `tokens` tokens. A window has at most
-    `room` tokens of the context.
+    """Returns a list with the positions [begin, end) of each window in a context of `tokens` tokens. A window
+    has at most `room` tokens of the context.
     """
     borders = [(0, min(room, tokens))]
     while borders[-1][1] < tokens:
-        # at most `room`, because otherwise some tokens would be in no window
+        # with more than `room` tokens between the starts of two windows, some tokens would be in no window
         begin = borders[-1][0] + min(room, stride)
         borders.append((begin, min(begin + room, tokens)))
     return borders
 
 
 def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
-    """Returns, for each context token, the number of the window in which the token has the highest score. The
-    score is min(left, right) + 0.01 n. The window has n context tokens: `left` of them before the token, and
-    `right` after the token. `_check_is_max_context` of run_squad.py computes the same score.
+    """Returns an array with a window number for each context token: the number (from 0) of the window in
+    which the token has the highest score. The score is `min(left, right) + 0.01 n` in a window with `n`
+    context tokens, of which `left` are before the token and `right` are after the token.
+    `_check_is_max_context` of run_squad.py computes the same score.
     """
     owners, best = np.zeros(tokens, dtype=np.int64), np.full(tokens, -np.inf)
     for w, (begin, end) in enumerate(borders):
@@ -128,17 +129,17 @@ def _owners(tokens: int, borders: list[tuple[int, int]]) -> np.ndarray:
 
 def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_best: int = 20,
            max_answer: int = 30) -> list[Candidate]:
-    """Returns at most `n_best` answers to a question, the best answer first. If no span is allowed, the only
-    answer is the empty text.
+    """Returns a list of at most `n_best` answers to a question, the best answer first. If no span is allowed,
+    the only answer is the empty text.
 
     `found` has a pair (window, logits) for each window of the question. `logits` (T, 2) has a start logit and
     an end logit for each of the T tokens of the window. In each window, the `n_best` best start tokens of the
-    context are combined with the `n_best` best end tokens. Each context token can start an answer in one
-    window only (`max_context`). An answer has at most `max_answer` tokens. If several spans have the same
-    text, only the best span counts.
+    context are combined with the `n_best` best end tokens of the context. Each context token can start an
+    answer in one window only (`max_context`). An answer has at most `max_answer` tokens. If several spans
+    have the same text, only the best span counts.
 
-    run_squad.py may compare fewer spans: it chooses the best tokens among all tokens of the window, and then
-    removes the tokens of the question.
+    run_squad.py may compare fewer spans than `decode`. It chooses the best tokens among all tokens of the
+    window, and then removes the tokens of the question.
     """
     spans = []  # (score, begin, end) of each allowed span, with the positions [begin, end) of its characters
     for window, logits in found:
@@ -149,7 +150,7 @@ def decode(found: Sequence[tuple[Window, np.ndarray]], question: Question, n_bes
         last = np.argsort(-ends, kind="stable")[:n_best]
         score = starts[first][:, None] + ends[last]  # (n_best, n_best)
         length = last - first[:, None] + 1
-        # a diverged model can give spans whose score is NaN or infinite; these spans are not allowed
+        # spans whose score is NaN or infinite (of a diverged model) are not allowed
         a, b = np.nonzero((length >= 1) & (length <= max_answer) & np.isfinite(score))
         spans += zip(score[a, b].tolist(), window.chars[first[a], 0], window.chars[last[b], 1])
     best: dict[str, float] = {}

@@ -13,15 +13,15 @@ OUTPUTS = "dev-outputs.safetensors"  # the file with the outputs of the best mod
 
 
 def rank(scores: dict[str, float], metric: str) -> float:
-    """Returns the value by which the best epoch and seed are chosen: the metric, or -inf if the metric is
-    NaN.
+    """Returns the value by which the best epoch and the best seed are chosen: `scores[metric]`, or -inf if
+    this score is NaN.
     """
     return -math.inf if math.isnan(scores[metric]) else scores[metric]
 
 
 def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, dict[str, float]]:
-    """Returns the median, the lowest and the highest value of each metric over all seeds. Each seed counts
-    with its best epoch.
+    """Returns a dict with the entries "median", "lowest" and "highest". Each entry is a dict from the task's
+    metrics to the median, lowest or highest value over all seeds. Each seed counts with its best epoch.
     """
     values = {metric: [result["best"]["scores"][split][metric] for result in results]
               for metric in task.metrics}
@@ -31,8 +31,8 @@ def spread_over_seeds(task: Task, split: str, results: list[dict]) -> dict[str, 
 
 def closing_rows(task: Task, split: str, found: dict[str, dict[str, float] | None], seeds: int
                  ) -> list[dict[str, str]]:
-    """Returns the rows of the final table for one dev split. `found` is a dict with the scores on this split
-    (see `summarise`).
+    """Returns the rows of the final table for one dev split. A row is a dict from column names to texts.
+    `found` is a dict with the scores on this split (see `summarise`).
     """
     suffix = f" ({split})" if len(task.dev_splits) > 1 else ""
 
@@ -64,8 +64,9 @@ def on_one_line(scores: dict[str, dict[str, float]]) -> str:
 
 
 def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> int:
-    """Moves the model and the file `OUTPUTS` of the best seed to the folder `out`. Removes the models and the
-    outputs of all other seeds. The best seed has the best `metric` on `split`. Returns the best seed.
+    """Returns the best seed: the seed with the highest `metric` on the dev split `split`. Moves the model and
+    the file `OUTPUTS` of the best seed to the folder `out`. Removes the models and the files `OUTPUTS` of the
+    other seeds.
     """
     best = max(results, key=lambda result: rank(result["best"]["scores"][split], metric))["seed"]
     source = out / f"seed-{best}"
@@ -82,9 +83,12 @@ def keep_best_seed(out: Path, results: list[dict], split: str, metric: str) -> i
 
 def summarise(task: Task, dev: dict[str, Split], train: Split, results: list[dict],
               teacher_scores: dict[str, dict[str, float]]) -> tuple[dict, list[dict]]:
-    """Returns the scores on each dev split, and the rows of the final table. For each split, the scores are
-    the "median", "lowest" and "highest" over all seeds, "baseline" (a constant answer; None for SQuAD) and
-    "teacher" (None without a teacher).
+    """Returns a tuple: a dict from the name of each dev split to its scores, and the rows of the final table
+    (see `closing_rows`).
+
+    The scores of a split are a dict with the entries "median", "lowest" and "highest" (over all seeds),
+    "baseline" (of a constant answer; None for SQuAD) and "teacher" (None without a teacher). Each entry is a
+    dict from the task's metrics to values.
     """
     found, rows = {}, []
     for name, split in dev.items():

@@ -1,6 +1,7 @@
-"""Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run.
-Everything that is not a tensor is JSON in the metadata of the file. The file is written under a temporary
-name, flushed to the disk and then renamed, so a killed process leaves the last complete checkpoint.
+"""Saves and loads checkpoints. A checkpoint is a file `step-N.safetensors` with the whole state of a run
+after N steps. Everything that is not a tensor is JSON in the metadata of the file. The file is written under
+a temporary name, flushed to the disk and then renamed. So a file `step-N.safetensors` is always complete,
+even if the process was killed while it wrote.
 """
 
 import json
@@ -19,10 +20,10 @@ from minibert.hub.weight_files import write_tensors
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
                     extra: dict) -> None:
-    """Writes `folder/step-N.safetensors` after N finished steps, and keeps only the previous checkpoint
-    beside it. The tensors of the model are named `model.*`. The optimiser's tensors for the parameter NAME
-    are named `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and, with AdamW, `optimizer.NAME.step`.
-    `extra` is added to the metadata.
+    """Writes `folder/step-N.safetensors`, where N is `step`, the number of finished steps. Of the older
+    checkpoints, only the newest is kept. The tensors of the model are named `model.*`. The optimiser's
+    tensors for the parameter NAME are named `optimizer.NAME.exp_avg`, `optimizer.NAME.exp_avg_sq` and, with
+    AdamW, `optimizer.NAME.step`. The metadata has the step and the entries of `extra`.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -40,7 +41,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
             for unfinished in folder.glob("*.partial"):
                 unfinished.unlink()
         fsync(folder)
-        # Checkpoints of later steps are removed: the run was not resumed from them, so they are damaged.
+        # Checkpoints of later steps are removed, because they are damaged. Otherwise the run would have been
+        # resumed from one of them.
         found = checkpoints(folder)
         kept = [path for n, path in found if n <= step][:2]
         for _, path in found:
@@ -49,7 +51,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Returns the complete checkpoints in a folder, as (step, path), the newest first."""
+    """Returns a pair (step, path) for each checkpoint file in a folder, the latest step first."""
     found = [(int(name[1]), path) for path in folder.glob("step-*")
              if (name := re.fullmatch(r"step-([0-9]+)\.safetensors", path.name))]
     return sorted(found, reverse=True)
@@ -59,7 +61,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
                     report=print, scaler: torch.amp.GradScaler | None = None) -> dict | None:
     """Loads the newest checkpoint that is not damaged into the model, the optimiser and the scaler.
 
-    Returns the checkpoint's metadata (the step and `extra`), or None if the folder has no checkpoint. Raises
+    Returns a dict with the step and the entries of `extra`, or None if the folder has no checkpoint. Raises
     `UserError` if all checkpoints are damaged or of an earlier version of minibert, or if the loaded
     checkpoint belongs to another model.
     """

@@ -22,9 +22,9 @@ from minibert.model.heads import encoder_of
 
 def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_tokens: int,
                   share: float = 0.15) -> Step:
-    """Draws and masks `sequences` sequences from a corpus, or all sequences if the corpus has fewer. Each
-    token that is not special is masked with probability `share`. Every call gives the same sequences and
-    masks.
+    """Returns a `Step` with `sequences` masked sequences from a corpus, or with all sequences if the corpus
+    has fewer. Each token that is not special is masked with probability `share`. Calls with the same
+    arguments give the same sequences and masks.
     """
     chosen = permute(np.arange(min(sequences, len(corpus))), len(corpus), 0)
     ids, lengths = with_specials(corpus, chosen, tokenizer)
@@ -36,9 +36,9 @@ def held_out_step(corpus: Corpus, tokenizer: Tokenizer, sequences: int, micro_to
 @torch.no_grad()
 def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn.Module | None = None
                  ) -> dict[str, float]:
-    """Returns a dict with the MLM loss (nats per masked token), the perplexity, the accuracy and the number
-    of masked tokens. With a teacher, the dict also has the KL divergence between the predictions of teacher
-    and student: the mean over all tokens, in nats, at temperature 1.
+    """Returns a dict with the MLM loss `mlm` (in nats per masked token), `perplexity`, `accuracy`, and the
+    number `masked_tokens`. With a teacher, the dict also has `kl`: the KL(teacher || student) of the
+    predictions in nats, at temperature 1. This is a mean over all tokens, masked or not.
     """
     training = model.training
     model.eval()
@@ -49,7 +49,7 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
             last, side, labels, labelled = model.encoder(micro.batch), None, micro.labels, micro.masked
             if teacher is not None:
                 side = vocab_side(teacher, teacher.encoder(micro.batch))
-            else:  # without a teacher, only the masked tokens are needed
+            else:  # without a teacher there is no KL, so only the masked tokens are needed
                 rows = labelled.to(last.device)
                 last, labels, labelled = last[rows], labels[rows], torch.arange(len(rows))
             _, sums = vocab_loss(vocab_side(model, last), labels, side, kl_weight=1.0, labelled=labelled)
@@ -66,10 +66,10 @@ def evaluate_mlm(model: nn.Module, held_out: Step, runtime: Runtime, teacher: nn
 @torch.no_grad()
 def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module, held_out: Step,
                    runtime: Runtime) -> dict[str, float]:
-    """Returns the mean of each loss term on held-out text, without dropout. The entry `loss` is the weighted
-    sum of the means. `loss_of(student, micro)` returns the part of the loss that comes from one micro-batch,
-    and the sum of each term over the micro-batch. For each term, `counts` has the number of tokens or
-    sequences by which the term's sum is divided.
+    """Returns a dict from each loss term to its mean on held-out text, without dropout. The entry `loss` is
+    the weighted sum of the means. `loss_of(student, micro)` returns the part of the loss that comes from one
+    micro-batch, and a dict with the sum of each term over the micro-batch. For each term, `counts` has the
+    number of tokens or sequences by which the term's sum is divided.
     """
     training = student.training
     student.eval()
@@ -88,8 +88,8 @@ def evaluate_terms(loss_of: Callable, counts: dict[str, int], student: nn.Module
 def attention_kl(student: nn.Module, teacher: nn.Module, layers: Sequence[int], held_out: Step,
                  runtime: Runtime) -> float | None:
     """Returns the KL(teacher || student) of the attention distributions in nats: the mean over query tokens,
-    heads, sequences and student layers. Returns None if the models have different numbers of heads. For each
-    student layer, `layers` has the number of the teacher layer that it is compared with, counted from 1.
+    heads, sequences and student layers. Returns None if the models have different numbers of heads.
+    `layers[m]` is the number (from 1) of the teacher layer that student layer m (from 0) is compared with.
     Student and teacher must be in eval mode.
     """
     student, teacher, total = encoder_of(student), encoder_of(teacher), 0.0

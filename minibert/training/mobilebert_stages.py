@@ -1,10 +1,11 @@
-"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020), according to summaries of the
-paper, which was not read.
+"""MobileBERT's three schedules of knowledge transfer (Sun et al. 2020). The schedules follow summaries of
+the paper, because the paper itself was not read.
 
-In the transfer, a student layer learns the feature maps and the attention of the teacher layer with the same
-number. In distillation, the student learns to predict masked tokens and to imitate the teacher's predictions.
+In the transfer, a student layer learns the hidden states (feature maps) and the attention of the teacher
+layer with the same number. In distillation, the student learns to predict masked tokens and to imitate the
+teacher's predictions.
 
-    akt (auxiliary)    one stage, which has both transfer in all layers and distillation
+    akt (auxiliary)    one stage: each step has transfer in all layers, and also distillation
     jkt (joint)        a stage of transfer in all layers together, then a stage of distillation
     pkt (progressive)  a stage of transfer for each layer, the first layer first, then a stage of distillation
 
@@ -24,8 +25,8 @@ from minibert.training.optim import learning_rate, warmup_steps
 
 SCHEDULES = ("akt", "jkt", "pkt")
 
-# From the authors' code: 240,000 of 740,000 steps are for the knowledge transfer. In the transfer, a layer's
-# learning rate is multiplied by 3 in the stage of this layer, and by 0.3 in the later stages.
+# From the authors' code: 240,000 of 740,000 steps are for the transfer. In a stage of transfer, the learning
+# rate is multiplied by 3 for the layers of this stage, and by 0.3 for the layers of the stages before it.
 TRANSFER_SHARE = 24 / 74
 IN_STAGE, AFTER_STAGE = 3.0, 0.3
 
@@ -61,8 +62,8 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def stage_weights(stage: Stage, weights: MobileBERTWeights) -> MobileBERTWeights:
-    """Returns the weights of the loss terms in a stage. Without distillation, `mlm` and `kd` have the weight
-    0. The transfer terms are computed only for the layers of the stage.
+    """Returns the weights of the loss terms in a stage. In a stage without distillation, `mlm` and `kd` have
+    the weight 0. The transfer terms are computed only for the layers of the stage.
     """
     weights = replace(weights, layers=stage.layers)
     return weights if stage.distil else replace(weights, mlm=0.0, kd=0.0)
@@ -75,14 +76,14 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
     In a stage with distillation, all parts have the same factor. The factor rises linearly during the warm-up
     (the share `warmup` of the stage's steps), and then falls linearly to 0.
 
-    In a stage with transfer only, the layers of the stage are trained. The layers below these layers are
-    trained with a lower rate, and all other parts are frozen. The factors rise in about the first tenth of
-    the stage, and then slowly fall by about a tenth.
+    In a stage with transfer only, the layers of the stage have a high factor. The layers before them have a
+    low factor. All other parts have the factor 0, because they are frozen. The factors rise in about the
+    first tenth of the stage, and then slowly fall by about a tenth.
     """
     length, done = stage.last - stage.first, step - stage.first
     if stage.distil:
         return [learning_rate(done, length, 1.0, warmup_steps(warmup, length))] * (layers + 1)
-    # `done + 1`, so that the first step has a rate above 0. The authors' code has `done`.
+    # With `done` instead of `done + 1`, as in the authors' code, the first step would have the rate 0.
     progress = (done + 1) / length
     background = min(10 * progress, 0.9 + 0.1 * (1 - progress) ** 0.5)
     lowest, highest = stage.layers[0], stage.layers[-1]
@@ -91,16 +92,18 @@ def rates(stage: Stage, step: int, layers: int, warmup: float) -> list[float]:
 
 
 def part_of(name: str) -> int:
-    """Returns the part of the student to which the parameter `name` belongs."""
+    """Returns the number of the student's part to which the parameter `name` belongs."""
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)
     return int(layer[1]) + 1 if layer else 0
 
 
 def begin_stage(stage: Stage, step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Prepares the student and the optimiser for a stage, at its first step and when a run is resumed.
+    """Prepares the student and the optimiser for a stage. `step` is the first step of the stage, or the step
+    at which a run is resumed.
 
-    The frozen parts get no gradient, so they do not count in the gradient norm. The optimiser's state is
-    cleared before a stage with distillation, as in the authors' code.
+    The parts that the stage does not train are frozen. They get no gradient, so they do not count in the
+    gradient norm. At the first step of a stage with distillation, the optimiser's state is cleared, as in the
+    authors' code.
     """
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(stage.distil or 0 < part_of(name) <= stage.layers[-1])

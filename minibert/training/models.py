@@ -19,8 +19,8 @@ from minibert.model.sentences import pooling_of
 
 
 def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
-    """Loads a student with the head `head` from a folder. Raises `UserError` if the student's tokenizer is
-    not `tokenizer`, the teacher's tokenizer.
+    """Loads a student with the head `head` from a folder. `tokenizer` is the teacher's tokenizer. Raises
+    `UserError` if the student has another tokenizer than the teacher.
     """
     if load_tokenizer(name).sha256 != tokenizer.sha256:
         raise UserError(f"--student {name} has another tokenizer than its teacher: the same ids would be "
@@ -30,8 +30,8 @@ def load_student(name: str, head: str, tokenizer: Tokenizer) -> nn.Module:
 
 def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
     """Checks the teacher of the method `embedding`. Raises `UserError` if the teacher puts a prompt before
-    each text, or lower-cases each text although its tokenizer is cased. train.py would not make these changes
-    to the lines of the corpus.
+    each text, or lower-cases each text although its tokenizer is cased. In training, the text would have no
+    prompt and would not be lower-cased.
     """
     if teacher.sentences is None:
         say("the teacher has no modules.json: its vector is the mean of its tokens' states, with length 1")
@@ -46,8 +46,8 @@ def check_sentence_teacher(teacher: nn.Module, tokenizer: Tokenizer) -> None:
 
 
 def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Loads a model and its tokenizer from a folder, to train the model without a teacher. A model without an
-    MLM head gets a new MLM head.
+    """Returns a model and its tokenizer from a folder, to train the model without a teacher. A model without
+    an MLM head gets a new MLM head with random weights.
     """
     model, tokenizer = load(name), load_tokenizer(name)
     if isinstance(model, PreTraining):  # loads again, without the next-sentence head, which is not trained
@@ -59,9 +59,9 @@ def load_alone(name: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
 
 
 def start_alone(name: str, layers: int | None, corpus: str, seed: int) -> tuple[MaskedLM, Tokenizer]:
-    """Makes a model with random weights, the sizes of the preset `name`, and the vocabulary of the prepared
-    `corpus`. `layers` is the number of layers (None: that of the preset). Raises `UserError` if `corpus` is
-    not a prepared folder.
+    """Returns a model with random weights and the sizes of the preset `name`, and its tokenizer. The
+    tokenizer is that of `corpus`, a folder made by data/prepare.py. `layers` is the number of layers (None:
+    that of the preset). Raises `UserError` if `corpus` has no tokenizer.
     """
     if not (Path(corpus) / "tokenizer").is_dir():
         raise UserError(f"--student {name} has no vocabulary: give --corpus a folder made by "
@@ -112,12 +112,12 @@ def hold_frozen(model: nn.Module, runtime: Runtime) -> nn.Module:
     return model
 
 
-# Pre-training has only token type 0, so it trains only row 0 of the token-type table. Rows that equal row 0
-# before the training are made equal to row 0 again after the training. Otherwise fine-tuning on pairs would
-# start with a meaningless difference between first and second texts.
+# Pre-training has only token type 0, so it trains only row 0 of the token-type table. After the training, row
+# 0 is copied to the rows that were equal to row 0 before the training. Otherwise fine-tuning on pairs would
+# start with a meaningless difference between the types of the first and the second text.
 
 def equal_token_types(encoder: Encoder) -> list[int]:
-    """Returns the indices of the rows of the token-type table, except row 0, that are equal to row 0."""
+    """Returns the indices of the rows after row 0 of the token-type table that are equal to row 0."""
     if encoder.segment is None:
         return []
     rows = encoder.segment.weight

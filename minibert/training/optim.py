@@ -9,7 +9,7 @@ from torch import nn
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Returns the learning rate at a step (counted from 0). The rate rises linearly to `peak` in the first
-    `warmup` steps, and then falls linearly. It would be 0 at step `steps`, after the last step.
+    `warmup` steps, and then falls linearly. The rate would be 0 at step `steps`, one step after the last.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -27,9 +27,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float,
 
 def parameter_groups(model: nn.Module, weight_decay: float,
                      part_of: Callable[[str], int] | None = None) -> list[dict]:
-    """Divides all trainable parameters into groups. Each group belongs to the part of the model with the
-    number `group["part"]`. Biases and LayerNorms have their own groups, without weight decay. `part_of` maps
-    the name of a parameter to the number of its part (None: the whole model is one part).
+    """Divides all trainable parameters into groups, and returns the list of groups for a torch optimiser. All
+    parameters of a group belong to one part of the model, and `group["part"]` is the number of this part.
+    Biases and LayerNorms have their own groups, without weight decay. `part_of` maps the name of a parameter
+    to the number of its part (None: the whole model is part 0).
     """
     groups, seen = {}, set()
     for prefix, module in model.named_modules():
@@ -67,9 +68,9 @@ class Lamb(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  u = m / (sqrt(v) + eps) + weight_decay w
         w = w - lr |w| / |u| u
 
-    |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if a norm is 0, and always 1 for
-    biases and LayerNorms. The paper applies bias correction to m and v, but MobileBERT's code and `Lamb` do
-    not.
+    |w| and |u| are norms over one parameter tensor. The ratio |w| / |u| is 1 if |w| or |u| is 0, and always 1
+    for biases and LayerNorms. The paper applies bias correction to m and v, but MobileBERT's code and `Lamb`
+    do not.
     """
 
     def __init__(self, params, betas: tuple[float, float], eps: float):

@@ -15,7 +15,7 @@ from minibert.training.optim import OPTIMIZERS
 
 
 def only(*methods: str) -> dict[str, tuple]:
-    """Returns the argument `only_with` of `option` for an option that only the methods `methods` use."""
+    """Returns a value for `only_with` (see `option`): the option has an effect only with `methods`."""
     return {"method": methods}
 
 
@@ -24,8 +24,8 @@ NOT_MOBILEBERT = only(*(name for name in METHODS if name != "mobilebert"))
 
 @dataclass(frozen=True)
 class Options(MachineOptions):
-    """The options of train.py. The default of some options depends on the method. Such an option is None
-    until `resolved` fills in its default.
+    """The options of train.py. The defaults of some options depend on the method. If the user does not give
+    such an option, its value is None until `resolved` fills in the default.
     """
 
     method: str = option(
@@ -164,8 +164,8 @@ class Options(MachineOptions):
         self.loss_weights()
 
     def resolved(self) -> "Options":
-        """Returns a copy with the method's defaults for the options that are None. Raises `UserError` if an
-        option is given that the run would not use.
+        """Returns a copy in which the method's defaults replace None. Raises `UserError` if `check_read`
+        finds an option without effect, or if --masking is given and no tokens are masked.
         """
         defaults = METHODS[self.method].defaults
         filled = dataclasses.replace(self, **{name: value for name, value in defaults.items()
@@ -176,8 +176,8 @@ class Options(MachineOptions):
         return filled
 
     def check_read(self, init: str) -> None:
-        """Raises `UserError` if an option of the student is given but has no effect with the other options.
-        `init` is the value of --init, or its default.
+        """Raises `UserError` if --layers, --layer-map, --init or --token-types is given, but has no effect
+        because of the other options. `init` is the value of --init, or its default.
         """
         unread = {}
         if self.student is not None and self.student not in PRESETS:
@@ -200,7 +200,8 @@ class Options(MachineOptions):
                 raise UserError(f"{flag(name)} has no effect: {why}")
 
     def loss_weights(self):
-        """Returns the weights of the method's loss: the published values, unless an option changes a value.
+        """Returns the weights of the method's loss, for example a `DistilBERTWeights`. The options that the
+        user gives replace the default values.
         """
         given = {"temperature": self.temperature, "kl_masked_only": self.kl_masked_only or None,
                  "teacher_layer": self.teacher_layer, "relation_heads": self.relation_heads,
@@ -215,7 +216,7 @@ MAY_CHANGE = {"resume", "out", "micro_tokens", "precision", "device", "threads",
 
 
 def shown_defaults() -> dict[str, dict]:
-    """Returns the default values that the help shows, one dict for each method."""
+    """Returns the defaults that the help shows: for each method, a dict from options to their defaults."""
     shown = {}
     for name, method in METHODS.items():
         weights = method.weights()

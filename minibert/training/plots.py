@@ -7,8 +7,8 @@ from minibert.training.run_folder import rows_up_to, terms_of_row
 
 
 def plot_curves(metrics: Path, target: Path) -> bool:
-    """Draws each loss term in metrics.jsonl over the number of tokens. Returns False if there are no rows or
-    if matplotlib is not installed.
+    """Draws each loss term (and accuracy) in metrics.jsonl over the number of tokens. Returns False, without
+    a figure, if there are no rows or if matplotlib is not installed.
     """
     plt, rows = pyplot(), rows_up_to(metrics)
     terms = list(dict.fromkeys(term for row in rows for term in terms_of_row(row)))
@@ -20,8 +20,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
                   linewidth=0.6, label="training")
         held_out = [(row["tokens"] / 1e6, row["held_out"][term]) for row in rows
                     if term in row.get("held_out", {})]
-        # The held-out KL is not drawn: it has temperature 1, but the training KL has --temperature.
-        if held_out and term != "kl":
+        if held_out:
             axis.plot(*zip(*held_out), marker="o", markersize=3, label="held out")
         axis.set(title=term, xlabel="million tokens")
     axes[0][-1].legend()
@@ -30,8 +29,9 @@ def plot_curves(metrics: Path, target: Path) -> bool:
 
 
 def plot_held_out(curves: dict[str, list[tuple[int, dict]]], target: Path) -> bool:
-    """Draws the held-out perplexity and accuracy of several runs into one figure. `curves` has for each run a
-    list of (tokens so far, held-out scores). Returns False if matplotlib is not installed.
+    """Draws the held-out perplexity and accuracy of several runs into one figure. `curves` maps the name of
+    each run to a list of pairs: the number of tokens so far, and a dict of held-out scores. Returns False if
+    matplotlib is not installed.
     """
     plt = pyplot()
     if plt is None:
@@ -61,7 +61,7 @@ def pyplot():
 
 
 def save_figure(figure, target: Path) -> None:
-    """Writes a figure and frees its memory."""
+    """Writes a figure to the file `target`, and frees the figure's memory."""
     import matplotlib.pyplot as plt
     figure.tight_layout()
     with disk_errors(target):

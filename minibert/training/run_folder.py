@@ -18,8 +18,8 @@ from minibert.hub.weight_files import weights_hash
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """A context manager that delays the signals SIGTERM and SIGINT, so that a training loop can finish its
-    step. It yields a list, to which each signal is added. After the `with` block, the first signal in the
-    list is raised again, unless the block raised an exception.
+    step. It yields a list, and adds each received signal to the list. If the `with` block ends without an
+    exception, the first signal in the list is raised again.
     """
     stop: list[int] = []
     before = {sign: signal.signal(sign, lambda number, frame: stop.append(number))
@@ -43,8 +43,8 @@ def end_stopped(stop: list[int], after: str) -> NoReturn:
 
 def open_run(out: Path, options: dict, may_change: set[str]) -> None:
     """Creates the run folder. Raises `UserError` if the folder already has a run and the option `resume` is
-    false. Also raises `UserError` if an option outside `may_change` has another value than at the start of
-    the run.
+    false. Also raises `UserError` if an option that is not in `may_change` has another value than at the
+    start of the run.
     """
     if (out / "config.json").exists():
         if not options["resume"]:
@@ -68,7 +68,7 @@ def as_given(name: str, value) -> str:
 
 
 def check_corpus(out: Path, fingerprint: str) -> None:
-    """Raises `UserError` if the run in `out` was started with another text."""
+    """Raises `UserError` if the run in `out` was started with a corpus of another `fingerprint` (a hash)."""
     if (out / "config.json").exists() and read_json(out / "config.json")["corpus"] != fingerprint:
         raise UserError(f"the corpus is not the one that the run in {out} was started with; give the same "
                         "text, or start a new run with another --out")
@@ -77,7 +77,7 @@ def check_corpus(out: Path, fingerprint: str) -> None:
 def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> None:
     """Raises `UserError` if one of the hashes `now` differs from its value at the start of the run in `out`.
     `now` maps names to hashes. `entry` is the field of config.json with the hashes from the start of the run.
-    `what` begins the error message; in `what`, {} stands for the name of the changed hash.
+    The error message begins with `what`, in which {} stands for the name of the changed hash.
     """
     before = read_json(out / "config.json").get(entry, {}) if (out / "config.json").exists() else now
     for name, value in now.items():
@@ -87,8 +87,9 @@ def check_unchanged(out: Path, entry: str, now: dict[str, str], what: str) -> No
 
 
 def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, str]:
-    """Returns the hash of each model's weights. `models` maps an option, such as "teacher", to the folder or
-    hub name of a model. Raises `UserError` if the weights have changed since the start of the run.
+    """Returns a dict from options, such as "teacher", to hashes of weights. `models` maps each option to the
+    folder or hub name of its model (None: no model). Raises `UserError` if the weights have changed since the
+    start of the run.
     """
     now = {option: weights_hash(name) for option, name in models.items() if name is not None}
     check_unchanged(out, "weights", now, "the weights of --{}")
@@ -96,13 +97,13 @@ def check_weights(out: Path, models: dict[str, str | Path | None]) -> dict[str, 
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Removes the rows after `step` from metrics.jsonl, because a resumed run repeats these steps."""
+    """Removes the rows of all steps after `step` from metrics.jsonl. A resumed run repeats these steps."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows_up_to(path, step)))
 
 
 def rows_up_to(path: Path, step: float = math.inf) -> list[dict]:
-    """Returns the rows of metrics.jsonl up to `step`, without the incomplete last line that a killed run may
-    leave.
+    """Returns the rows of metrics.jsonl up to the step `step`. If a killed run left an incomplete last line,
+    this line is ignored.
     """
     rows = []
     for line in read_text(path).split("\n") if path.exists() else ():

@@ -20,13 +20,14 @@ class Sums(NamedTuple):
 
 def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler: torch.amp.GradScaler,
                runtime: Runtime) -> Sums:
-    """Runs the forward and backward pass of each micro-batch, and sums the gradients in the model. The list
-    of micro-batches may be empty. `loss_of(micro)` returns the part of the step's loss that comes from one
-    micro-batch, and the detached sum of each loss term over the micro-batch (a dict).
+    """Runs the forward and backward pass of each micro-batch. The gradients of all micro-batches are summed
+    in `model`. The list of micro-batches may be empty. `loss_of(micro)` returns two results: the part of the
+    step's loss that comes from one micro-batch, and a dict with the detached sum of each loss term over the
+    micro-batch.
     """
     model.zero_grad()
     loss_sum = torch.zeros((), device=runtime.device)
-    scaler.scale(loss_sum)  # creates the loss scale, which `update` needs even without a micro-batch
+    scaler.scale(loss_sum)  # creates the loss scale, which `update` needs even if there is no micro-batch
     sums: dict[str, Tensor] = {}
     for micro in micro_batches:
         micro = micro.to(runtime.device)
@@ -34,7 +35,7 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
         torch.manual_seed(micro.seed)
         with runtime.autocast():
             loss, terms = loss_of(micro)
-        if loss.requires_grad:  # the method theseus has no gradient in steps in which it replaces no layer
+        if loss.requires_grad:  # false if the method theseus uses no layer of the student in this step
             scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, term in terms.items():
@@ -45,17 +46,17 @@ def accumulate(model: nn.Module, loss_of: Callable, micro_batches: list, scaler:
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, counts: dict[str, int],
            scaler: torch.amp.GradScaler, runtime: Runtime, clip: float, stopping: bool = False
            ) -> tuple[dict, bool]:
-    """Sums the gradients over the ranks, clips their norm to `clip`, and updates the model. The summed
-    gradients are not divided, because each micro-batch's loss was already divided by the counts of the whole
-    step.
+    """Sums the gradients over the ranks, clips their norm to at most `clip`, and updates the model. The sums
+    need no division, because each micro-batch's loss was already divided by the counts of the whole step.
 
-    Returns a dict with figures about the step, and True if `stopping` is true on any rank. The dict has
-    the entries `loss`, `grad_norm` (before clipping) and `skipped`, and one entry for each term: its sum
-    divided by its number in `counts`. All ranks skip a step if the loss or the gradient is not finite.
+    Returns two results: a dict with figures about the step, and a bool that is True if `stopping` is true on
+    any rank. The dict has the entries `loss`, `grad_norm` (before clipping) and `skipped`, and one entry for
+    each loss term: its sum divided by its number in `counts`. All ranks skip the update if the loss or the
+    gradient is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
-        if p.grad is None:  # a rank without micro-batches has no gradients, but joins the sum over ranks
+        if p.grad is None:  # a rank without micro-batches adds zeros to the sum over ranks
             p.grad = torch.zeros_like(p)
     names = sorted(counts)  # all ranks need the same order, because they sum the terms in one tensor
     zero = torch.zeros((), device=runtime.device)
@@ -79,7 +80,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, sums: Sums, count
 def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) -> None:
     """Freezes the parameters that get no gradient from the loss of the micro-batch `micro`. In MiniLM, for
     example, all parameters after the queries, keys and values of the last layer get no gradient. Without
-    freezing, weight decay would shrink these parameters (with LAMB, fast).
+    freezing, weight decay would shrink these parameters, and LAMB would shrink them fast.
     """
     with runtime.autocast():
         loss, _ = loss_of(micro.to(runtime.device))
@@ -89,9 +90,10 @@ def freeze_unread(model: nn.Module, loss_of: Callable, micro, runtime: Runtime) 
 
 
 def consecutive_skips(before: int, figures: dict, scaler: torch.amp.GradScaler, step: int) -> int:
-    """Returns how many steps in a row have been skipped, the current step included. `before` is this number
-    before the current step. Only steps with a loss scale of at most 1 count, because in fp16, steps are
-    skipped until the loss scale is small enough. Raises `UserError` after five skipped steps in a row.
+    """Returns how many steps in a row have been skipped, the current step included. `before` is the number of
+    skipped steps in a row before the current step. A skipped step counts only if the loss scale is at most 1.
+    A larger loss scale occurs only in fp16, and there skipped steps are normal: each one lowers the loss
+    scale. Raises `UserError` after five skipped steps in a row.
     """
     skipped = before + 1 if figures["skipped"] and scaler.get_scale() <= 1 else 0
     if skipped == 5:

@@ -21,8 +21,8 @@ SENTENCES = ("The function returns a [MASK] of strings.", "If the file does not 
 
 
 def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str, float]:
-    """Returns the median time of each function over `turns` rounds, in seconds. A first round is not timed,
-    because first calls are slow.
+    """Returns a dict from the name of each function to its median time in seconds. Each of `turns` rounds
+    calls every function once. An additional first round is not timed, because first calls are slow.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
@@ -38,7 +38,9 @@ def seconds_in_turns(functions: dict[str, Callable], turns: int = 5) -> dict[str
 
 @torch.no_grad()
 def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Runtime) -> dict[str, float]:
-    """Returns the speed of each encoder on one batch, in tokens per second."""
+    """Returns a dict from the name of each model to the speed of its encoder on one batch, in tokens per
+    second. Leaves the models in eval mode.
+    """
     batch = held_out.micro_batches[0].to(runtime.device).batch
 
     def run(model: nn.Module) -> None:
@@ -50,8 +52,8 @@ def tokens_per_second(models: dict[str, nn.Module], held_out: Step, runtime: Run
 
 
 def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
-    """Returns the held-out figures that the table shows, as a dict from the name of a figure to its heading
-    and its number format.
+    """Returns a dict with the held-out figures that the table shows. The key is the name of a figure. The
+    value is a pair: the heading in the table, and the number format.
     """
     names = dict.fromkeys(name for score in scores for name in score)
     shown = [name for name in names if name not in ("mlm", "loss", "masked_tokens", "attention_kl")]
@@ -62,8 +64,8 @@ def figures_of(scores: Iterable[dict]) -> dict[str, tuple[str, str]]:
 
 
 def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: dict[str, float]) -> list[dict]:
-    """Returns the rows of the table, one for each model, with its size, its speed and its held-out figures.
-    Tied weights are counted once.
+    """Returns the rows of the table, one for each model. A row is a dict from headings to values: the model's
+    name, its size, its speed and its held-out figures. Tied weights are counted once.
     """
     rows = []
     for name, model in models.items():
@@ -80,8 +82,8 @@ def comparison(models: dict[str, nn.Module], scores: dict[str, dict], speeds: di
 
 def filled_sentences(models: dict[str, nn.Module | None], tokenizer: Tokenizer, runtime: Runtime
                      ) -> list[str]:
-    """Returns sentences with a [MASK], and under each sentence the tokens that each model predicts. A
-    sentence that is too long for one of the models is left out.
+    """Returns lines of text: each sentence with a [MASK], and under it one line for each model, with the
+    tokens that the model predicts. A sentence that is too long for one of the models is left out.
     """
     lines, models = [], {name: model for name, model in models.items() if model is not None}
     positions = min(model.config.max_positions for model in models.values())
