@@ -1,5 +1,5 @@
-"""Augments the training set of a task as in TinyBERT: writes copies of each text in which some words are
-replaced by similar words. finetune.py --augmented takes the written file.
+"""Augments the training set of a task as in TinyBERT. Writes each example, and copies of it in which a masked
+language model has replaced some words. finetune.py --augmented takes the written file.
 
     python data/augment.py --task mrpc --data data/glue_data --model bert-base-uncased --out data/mrpc.csv
     python data/augment.py --task reviews.csv --model weights/teacher --out more.csv
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes minibert importable from any folder
 
 import minibert  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -69,8 +69,8 @@ class Options(MachineOptions):
 
 
 def training_rows(options: Options) -> tuple[Task, list[Example]]:
-    """Returns the task and its training examples. An empty text is not allowed in a csv file, so examples
-    with an empty text are left out.
+    """Returns the pair of the task and the list of its training examples. An empty text is not allowed in a
+    csv file, so examples with an empty text are left out.
     """
     task, splits = read_rows(options.task, options.data, options.dev)
     rows = splits["train"]
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--candidates {options.candidates} is more than the size of the model's vocabulary")
     find = partial(with_candidates, model=hold_frozen(model, runtime), tokenizer=tokenizer,
                    runtime=runtime, k=options.candidates, micro_tokens=options.micro_tokens)
-    # after SIGTERM, the unfinished file is removed
+    # SIGTERM ends the script by an exception, so that `write_csv` removes the unfinished file
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     written = write_csv(Path(options.out), task, augment(rows, find, options.copies, options.probability,
                                                          options.seed))

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes minibert importable from any folder
 
 from minibert.common.errors import UserError, run_script  # noqa: E402
 from minibert.tasks.download import DATA_SETS, download, listing  # noqa: E402
@@ -33,7 +33,7 @@ def main() -> None:
         return
     if not args.names or args.out is None:
         raise UserError("give names of data sets, and an output folder as --out DIR; --list prints all names")
-    # after SIGTERM, unfinished folders are removed
+    # SIGTERM ends the script by an exception, so that `download` removes unfinished folders
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     socket.setdefaulttimeout(30)  # seconds without a byte, after which a download fails
     download(args.names, args.out)

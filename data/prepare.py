@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes minibert importable from any folder
 
 from minibert.common.disk import place_for  # noqa: E402
 from minibert.common.errors import UserError, run_script  # noqa: E402
@@ -52,10 +52,10 @@ def main() -> None:
     if args.cased and args.vocab_size is None:
         raise UserError("--cased needs --vocab-size: an existing tokenizer already has this setting")
     held_out = 0.01 if args.held_out is None else args.held_out
-    # after SIGTERM, the unfinished folder is removed
+    # SIGTERM ends the script by an exception, so that `new_folder` removes the unfinished folder
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    place_for(Path(args.out))  # checks --out before the long training of a vocabulary
+    place_for(Path(args.out))  # a wrong --out is reported before the long training of a vocabulary
     if args.vocab_size is None:
         tokenizer = load_tokenizer(args.tokenizer)
     else:

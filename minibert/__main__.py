@@ -4,7 +4,7 @@ one column for each model, with the model's time in milliseconds.
 A masked language model prints the most likely tokens for each [MASK]. A classifier prints the most likely
 labels of a text, or of two texts with a tab between them. A regression model prints a score. A model with a
 span head answers questions: type the question, a tab, and the text that has the answer. An encoder prints
-which of the sentences that you typed before are most similar to the new one, with the cosine of the sentence
+the earlier sentences that are most similar to the new sentence, each with the cosine of the two sentence
 vectors.
 """
 
@@ -42,16 +42,16 @@ EXAMPLES = """examples:
   printf 'Who wrote it?\\tThe book was written by Ada.\\n' | python -m minibert runs/squad/model
 """
 
-CELL = 60  # the largest number of characters of an answer in the printed table
+CELL = 60  # `row` cuts longer texts to this number of characters
 
 
 class Guest(NamedTuple):
-    """A model that the user tries, and its tokenizer."""
+    """A model that the user tries, with its tokenizer and the earlier sentences."""
 
     name: str
     model: nn.Module
     tokenizer: Tokenizer
-    vectors: dict[str, np.ndarray]  # for encoders: the vector of each earlier sentence, scaled to length 1
+    vectors: dict[str, np.ndarray]  # for an encoder: the earlier sentences and their vectors of length 1
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,12 +78,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def invite(folder: str, runtime: Runtime) -> Guest:
-    """Loads a model and its tokenizer, and runs the model once, because the first forward pass is slow.
-    Raises `UserError` if the model or the tokenizer is missing, or if they do not fit together.
+    """Loads a model and its tokenizer, and returns them as a `Guest`. Runs the model once, so that the slow
+    first forward pass is not in the measured times. Raises `UserError` if the model or the tokenizer is
+    missing, or if the two do not fit together.
     """
     model = load(folder)
-    if isinstance(model, PreTraining):  # loads again without the next-sentence head, which is not used
-        model = load(folder, "mlm")
+    if isinstance(model, PreTraining):
+        model = load(folder, "mlm")  # without the next-sentence head, which is not used
     tokenizer = load_tokenizer(folder)
     check_pieces(tokenizer, model.config, folder)
     model.to(runtime.device)
@@ -93,7 +94,9 @@ def invite(folder: str, runtime: Runtime) -> Guest:
 
 
 def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
-    """Yields the line number, counted from 1, and the text of each line of stdin that is not blank."""
+    """Yields a tuple (line number, text) for each line of stdin that is not blank. The first line has the
+    number 1, and blank lines are counted, too. Raises `UserError` if stdin is not UTF-8.
+    """
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - this import makes the arrow keys work in input()
@@ -112,8 +115,8 @@ def read_lines(terminal: bool) -> Iterator[tuple[int, str]]:
 
 
 def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: bool) -> str:
-    """Returns a table with the answers to a line, with one column for each model. With `echo`, the line
-    itself stands above the table. Raises `UserError` if a model cannot use the line.
+    """Returns a table, as text, with the answers to a line. The table has one column for each model. If
+    `echo` is true, the line itself stands above the table. Raises `UserError` if a model cannot use the line.
     """
     columns = {}
     for guest in guests:
@@ -127,8 +130,8 @@ def answers(guests: list[Guest], line: str, best: int, runtime: Runtime, echo: b
 
 
 def printable(text: str) -> str:
-    """Returns the text with an escape for each character that is not printable, because such characters could
-    change the settings of the terminal. A tab becomes a vertical bar.
+    """Returns `text` with an escape in place of each character that is not printable, because a terminal
+    could take the character as a command. A tab becomes a vertical bar.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if c != "\t" else "  |  " for c in text)
 
@@ -136,8 +139,10 @@ def printable(text: str) -> str:
 # ---------------------------------------------------------------- one function for each kind of model
 
 def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the most likely tokens for each [MASK], with their probabilities."""
-    # names[4] is the mask token, which in some vocabularies is not written [MASK]
+    """Returns the cells of a column: for each [MASK], a heading and the `best` most likely tokens with their
+    probabilities.
+    """
+    # the user types [MASK], and `names[4]` is the text of the mask token in the model's vocabulary
     text, pair = parts(line.replace("[MASK]", guest.tokenizer.names[4]))
     rows = []
     for number, pieces in enumerate(fill_masks(guest.model, guest.tokenizer, text, pair, best, runtime), 1):
@@ -146,14 +151,17 @@ def fill(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the most likely labels with their probabilities, or the score of a regression model."""
+    """Returns the cells of a column: the `best` most likely labels with their probabilities, or the score of
+    a regression model. If the text was cut, the last cell is a remark.
+    """
     text, pair = parts(line)
     pairs, config = None if pair is None else [pair], guest.model.config
     logits = predict(guest.model, guest.tokenizer, [text], pairs, runtime=runtime)[0]  # (K,)
     remark = cut_remark(guest, text, pair)
     if config.regression:
         return [row("score", f"{logits[0]:.3f}"), *remark]
-    # in a multi-label model, each label has its own probability (sigmoid instead of softmax)
+    # A multi-label model can give a text several labels, so each label has its own sigmoid. Any other model
+    # gives a text one label, so the softmax is over all labels.
     several = config.problem_type == "multi_label_classification"
     p = torch.from_numpy(logits).sigmoid() if several else torch.from_numpy(logits).softmax(-1)
     order = p.argsort(descending=True)[:best].tolist()
@@ -161,7 +169,10 @@ def classify(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the most probable answers to a question (or "no answer"), with their probabilities."""
+    """Returns the cells of a column: the `best` most probable answers to a question, with their
+    probabilities. If no span of the text can be an answer, the only cell is "no answer". Raises `UserError`
+    if the line has no tab.
+    """
     text, pair = parts(line)
     if pair is None:
         raise UserError(f"{guest.name} answers questions: type the question, a tab, and the text that has "
@@ -174,7 +185,10 @@ def find(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
 
 
 def nearest(guest: Guest, line: str, best: int, runtime: Runtime) -> list[str]:
-    """Returns the `best` earlier sentences that are most similar to this line, with their cosines."""
+    """Returns the cells of a column: the `best` earlier sentences that are most similar to this line, with
+    their cosines. If the line was cut, the last cell is a remark. Adds the line to `guest.vectors`. Raises
+    `UserError` if the line has a tab.
+    """
     text, pair = parts(line)
     if pair is not None:
         raise UserError(f"{guest.name} is an encoder and compares single sentences, but this line has a tab")
@@ -201,13 +215,15 @@ def parts(line: str) -> tuple[str, str | None]:
 
 
 def row(text: str, figure: str) -> str:
-    """Returns one cell of the table: `text`, cut to at most `CELL` characters, and `figure`."""
+    """Returns one cell of the table: `text`, cut to at most `CELL` characters, then `figure`, for example a
+    probability.
+    """
     return f"{text if len(text) <= CELL else text[:CELL - 3] + '...'}  {figure}"
 
 
 def cut_remark(guest: Guest, text: str, pair: str | None) -> list[str]:
-    """Returns a list with one remark if the text has more tokens than the model can read. Otherwise, returns
-    an empty list.
+    """Returns a list with one text, for example "read only 512 of 700 tokens", if the model reads only a part
+    of `text` and `pair`. Otherwise, returns an empty list.
     """
     pieces = guest.tokenizer.pieces([text] if pair is None else [text, pair])
     tokens, room = sum(map(len, pieces)) + 1 + len(pieces), guest.model.config.max_positions

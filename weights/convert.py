@@ -10,8 +10,8 @@
 
 An old pytorch_model.bin is read with `weights_only=True`, so no code in the file is run. With `--to hf`,
 TARGET also gets parts of SOURCE for other programs: settings in config.json, files of sentence-transformers,
-and unused tensors, for example those of a pooler. With `--positions` or `--tokenizer`, the settings and files
-are left out.
+and unused tensors, for example those of a pooler. With `--positions` or `--tokenizer`, these settings and
+files are left out.
 
 `--to onnx` needs the `onnx` extra. It writes TARGET/model.onnx in fp32, or TARGET/model_quantized.onnx with
 `--int8`. Nothing is saved if the outputs of the fp32 file in ONNX Runtime differ too much from the model's
@@ -25,7 +25,7 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds minibert from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # makes minibert importable from any folder
 
 import torch  # noqa: E402
 
@@ -42,7 +42,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main() -> None:
-    """Reads the command line, loads SOURCE, saves TARGET."""
+    """Reads the command line, loads SOURCE, changes the model, and saves it as TARGET."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", help="a folder, or a model's name on the hub")
@@ -132,8 +132,8 @@ def main() -> None:
 
 
 def carve(model, tokenizer, args):
-    """Makes a smaller model from `model`, as the command-line options say. Returns the new model and its
-    tokenizer.
+    """Makes the model smaller, as the command-line options say. Returns the pair (model, tokenizer). Without
+    such options, returns `model` and `tokenizer` unchanged.
     """
     if args.layers is not None:
         model = keep_layers(model, numbers("--layers", args.layers))

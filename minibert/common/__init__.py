@@ -1,1 +1,1 @@
-"""The modules that all other folders use."""
+"""Modules for use in all other folders of minibert/."""

@@ -1,4 +1,6 @@
-"""Prints lines, tables, times and progress, without importing torch."""
+"""Prints messages and progress, and returns tables, times and numbers as text. This module does not import
+torch, so that data/prepare.py starts fast.
+"""
 
 import os
 import sys
@@ -12,7 +14,7 @@ def say(*words, sep: str = " ") -> None:
 
 
 def first_rank() -> bool:
-    """Returns True in the first rank, and in a run without ranks."""
+    """Returns True in the first rank of torchrun, and in a run without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -39,24 +41,24 @@ def table(rows: list[dict], title: str = "") -> str:
 class Progress:
     """A progress line on stderr with the amount of work done, the rate and the remaining time. Only the first
     rank prints the line. On a terminal the line is replaced at most twice a second, and removed at the end of
-    the work. Without a terminal, a new line is printed at most every ten seconds. With `stays=True`, a line
-    is always printed at the first call and at the end of the work, and the line at the end is not removed.
+    the work. Without a terminal, a new line is printed at most once in ten seconds. With `stays=True`, the
+    first `__call__` always prints a line. Another line is printed at the end of the work, and is not removed.
     """
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0, stays: bool = False):
-        """`what` is the name of the work. `total` is the amount of all work, and `done` the amount that an
-        earlier run finished. `unit` names the unit of the amounts, for example "steps".
+        """`what` is the name of the work. `total` is the amount of all work, and `done` is the part of
+        `total` that an earlier run finished. `unit` names the unit of the amounts, for example "steps".
         """
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.stays, self.silent, self.terminal = stays, not first_rank(), sys.stderr.isatty()
         self.begun = time.monotonic()
-        # when a line was last shown; -inf: the first call shows a line at once
+        # the time of the last line; with `stays` it is -inf, so that the first call prints a line
         self.shown = float("-inf") if stays else self.begun
         self.in_place = False  # whether the cursor is on the progress line
 
     def __call__(self, amount: float, detail: str = "") -> None:
-        """Adds `amount` to the work done. If enough time has passed since the last line, prints a new line
-        that ends with `detail`.
+        """Adds `amount` to the work done. If it is time for a new line (see `Progress`), prints a line with
+        `detail` at its end.
         """
         self.done += amount
         finished = self.done >= self.total
@@ -77,7 +79,8 @@ class Progress:
                 f"{short(rate)} {self.unit}/s  {left} left")
 
     def close(self) -> None:
-        """Removes the progress line from the terminal, or with `stays` moves the cursor below this line."""
+        """Removes the progress line from the terminal. With `stays`, moves the cursor below the line instead.
+        """
         if self.in_place:
             print(end="\n" if self.stays else "\r\033[K", file=sys.stderr, flush=True)
         self.in_place = False

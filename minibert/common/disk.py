@@ -17,11 +17,13 @@ WINDOWS = os.name == "nt"
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Turns an OSError inside the `with` block, except a BrokenPipeError, into a `UserError`."""
+    """A context manager that raises `UserError` in place of an OSError in the `with` block. A BrokenPipeError
+    stays a BrokenPipeError. `path` and `verb` are the file and the failed action in the message.
+    """
     try:
         yield
     except BrokenPipeError:
-        raise  # the program that reads the output has ended; this is no error of the disk
+        raise  # the program that reads this script's output has ended, which is no error of the disk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full, and {path} cannot be written; make room on the disk and run "
@@ -31,9 +33,9 @@ def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
 
 def fsync(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on the disk."""
-    # Windows can flush only files that are open for writing, and it cannot open folders.
-    if path.is_dir() and WINDOWS:
+    if path.is_dir() and WINDOWS:  # Windows cannot open a folder
         return
+    # a file is opened for writing, too, because Windows cannot flush a file that is only open for reading
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -54,13 +56,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes an object as indented JSON."""
+    """Writes `value` to a file as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def place_for(folder: Path) -> Path:
-    """Returns the path to which a finished folder can be renamed: `folder` with all links resolved. Raises
-    `UserError` if this path is a mount point, or if it exists and is not an empty folder.
+    """Checks that a new folder can be renamed to the path `folder`. Returns this path with all links
+    resolved. Raises `UserError` if the path is a mount point, or exists and is not an empty folder.
     """
     place = Path(os.path.realpath(folder))
     with disk_errors(folder):
@@ -73,11 +75,11 @@ def place_for(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def folder_within(folder: Path) -> Iterator[Path]:
-    """Makes a temporary folder inside `folder` and yields its path. The temporary folder is removed at the
-    end of the `with` block.
+    """A context manager that makes a temporary folder inside `folder`, and yields the path of the temporary
+    folder. At the end of the `with` block, the temporary folder is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".saving-*"):  # left by killed processes
+    for left_over in folder.glob(".saving-*"):  # temporary folders that killed processes did not remove
         shutil.rmtree(left_over)
     made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
@@ -88,7 +90,7 @@ def folder_within(folder: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     """Returns the text of a small UTF-8 file, with '\\n' for every line end. Raises `UserError` if the file
-    cannot be read or is not UTF-8. A device or a pipe is an error too, because reading it may never end.
+    cannot be read or is not UTF-8. A device or a pipe is also refused, because it may have no end.
     """
     try:
         if path.exists() and not path.is_file():
@@ -103,8 +105,7 @@ def read_text(path: Path) -> str:
 
 
 def check_is_the_file(path: Path, start: bytes) -> None:
-    """Raises `UserError` if the first bytes of a file, `start`, are those of a git-LFS pointer or a web page.
-    """
+    """Raises `UserError` if a file is a git-LFS pointer or a web page. `start` has the file's first bytes."""
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is not the file itself but a git-LFS pointer to it; fetch it with `git lfs "
                         "pull`, or download it again")
@@ -121,7 +122,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
-    # RecursionError: thousands of nested brackets; ValueError: numbers with thousands of digits
+    # thousands of nested brackets give a RecursionError, a number with thousands of digits a ValueError
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: this json cannot be read ({error})") from None
     if not isinstance(content, dict):
@@ -130,6 +131,6 @@ def read_json(path: Path) -> dict:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file, in hexadecimal."""
+    """Returns the sha256 of a file, as a hexadecimal text."""
     with disk_errors(path, "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,9 +20,9 @@ def sentence(error: UserError | str) -> str:
 
 
 def run_script(main) -> None:
-    """Calls `main()`. A `UserError` or an error of the operating system becomes one line on stderr and exit
-    code 2. Ctrl-C gives exit code 130. If the program that reads the output has ended, the exit code is 1. A
-    character that the terminal's encoding does not have is printed as a code like \\xe9.
+    """Calls `main()`. A `UserError` or an OSError becomes one line on stderr and exit code 2. Ctrl-C gives
+    exit code 130. If the program that reads the script's output has ended, the exit code is 1. A character
+    that the terminal's encoding does not have is printed as a code like \\xe9.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -1,5 +1,5 @@
-"""Finds the folder of a model, and downloads it from the Hugging Face hub if necessary. This module does not
-import torch, so that a process that only tokenises starts fast.
+"""Finds the folder of a model on the disk, or downloads the model from the Hugging Face hub. This module does
+not import torch, so that a process that only tokenises starts fast.
 """
 
 import re
@@ -12,7 +12,7 @@ CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab
                 "config_sentence_transformers.json", "[0-9]_*/config.json")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
-# weights of the dense layers of a sentence encoder
+# the files with the weights of dense layers, which some sentence encoders have after the BERT encoder
 DENSE_FILES = ("[1-9]_*/model.safetensors", "[1-9]_*/pytorch_model.bin")
 
 
@@ -50,7 +50,7 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
 
 def what_it_holds(folder: Path, most: int = 10) -> str:
-    """Returns the end of an error message: at most `most` names of files and folders in `folder`."""
+    """Returns the end of an error message, which names at most `most` files and folders in `folder`."""
     names = sorted(path.name for path in folder.glob("*"))
     shown = ", ".join(names[:most]) or "no file"
     return f"; it holds {shown} and others" if len(names) > most else f"; it holds {shown}"

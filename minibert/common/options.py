@@ -1,7 +1,7 @@
 """Makes command-line options from the fields of a frozen dataclass.
 
-An option can depend on another option: `--imitate` has an effect only with `--method tinybert`. With any
-other method, `--help` does not show `--imitate`, and the use of `--imitate` is an error.
+An option can depend on another option. For example, `--imitate` has an effect only with `--method tinybert`.
+With any other method, `--help` does not show `--imitate`, and the use of `--imitate` is an error.
 """
 
 import argparse
@@ -17,10 +17,10 @@ def option(default, help: str, choices=None, metavar: str | None = None, group: 
            only_with: dict[str, tuple] | None = None):
     """Makes a dataclass field that is a command-line option.
 
-    `metavar` stands for the value in the help. `group` is a heading in the help. This option and the next
-    options stand under the heading, up to an option with another `group`. With {"method": ("tinybert",)} as
-    `only_with`, the option has an effect only if --method is tinybert. If `only_with` has several names, all
-    conditions must hold.
+    `metavar` stands for the value in the help. `group` is a heading in the help, above this option. The
+    options after this option stand under the same heading, until an option has another `group`. With
+    {"method": ("tinybert",)} as `only_with`, the option has an effect only if --method is tinybert. If
+    `only_with` has several keys, the option has an effect only if all of these conditions are true.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "choices": choices, "metavar": metavar, "group": group, "only_with": only_with or {}})
@@ -37,7 +37,8 @@ class MachineOptions:
     precision: str = option(
         "auto", "precision of matrix products; auto: bf16 on hardware that multiplies bf16, fp16 on other "
                 "GPUs, and fp32 on other CPUs",
-        # The names are not taken from PRECISIONS in runtime.py, because runtime.py imports torch.
+        # These are "auto" and the keys of PRECISIONS in runtime.py. The keys are written again, because the
+        # import of runtime.py would import torch.
         choices=("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "device, for example cpu, cuda or cuda:1; auto: a GPU if there is one",
                          metavar="DEVICE")
@@ -51,11 +52,12 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
           defaults: dict[str, dict[str, dict]] | None = None):
     """Reads the command line and returns an instance of the dataclass `cls`.
 
-    A `bool` field x becomes a flag (--x, --no-x). A `tuple[T, ...]` field takes one or more values. An option
-    is required if its default is None, unless the type of the field is `T | None`. `defaults` has the
-    defaults that depend on another option. Only the help uses `defaults`. With
+    A `bool` field `x` becomes the flags --x and --no-x. A `tuple[T, ...]` field takes one or more values. If
+    the default of a field is None and the type of the field is not `T | None`, its option is required.
+
+    `defaults` has the defaults that depend on another option. Only the help uses `defaults`. With
     {"method": {"tinybert": {"lr": 1e-4}}}, the help for --method tinybert shows 1e-4 as the default of --lr.
-    Raises `UserError` if a given option has no effect together with the other options.
+    Raises `UserError` if an option on the command line has no effect with the values of the other options.
     """
     parser = argparse.ArgumentParser(prog=prog, usage="%(prog)s [options]", description=description,
                                      epilog=epilog, allow_abbrev=False,
@@ -80,8 +82,9 @@ def parse(cls, argv: list[str] | None, description: str, epilog: str, prog: str 
 
 
 def unread(cls, given: dict) -> dict[str, str]:
-    """Finds the options of `cls` that have no effect with the option values `given`. Returns a dict from the
-    name of such an option to the reason, which is a part of an error message.
+    """Finds the options of `cls` that have no effect. `given` is a dict from the names of options to their
+    values. Returns a dict from the name of each option without effect to the reason. The reason is the end of
+    an error message.
     """
     reasons = {}
     for field in dataclasses.fields(cls):
@@ -109,7 +112,9 @@ class _Refused(argparse.Action):
 
 
 def _add(parser, cls, field, default) -> None:
-    """Adds the option of a field to the parser. The help shows `default` as the option's default."""
+    """Adds the option of a field to the parser. The help shows `default` as the option's default, but the
+    parser uses the default of the field.
+    """
     kind, how = typing.get_type_hints(cls)[field.name], {}
     required = field.default is None and not isinstance(kind, types.UnionType)
     if isinstance(kind, types.UnionType):
@@ -131,8 +136,8 @@ def _add(parser, cls, field, default) -> None:
 
 
 def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
-    """Returns the values of the options on which other options depend: the options named in `names` or in an
-    `only_with`.
+    """Returns a dict from the names to the values of the options on which other options depend. These are the
+    options in `names` and the options that are a key of an `only_with`.
     """
     deciding = {*names, *(name for field in dataclasses.fields(cls) for name in field.metadata["only_with"])}
     fields = [field for field in dataclasses.fields(cls) if field.name in deciding]
@@ -141,12 +146,12 @@ def _chosen(cls, argv: list[str] | None, names: list[str]) -> dict:
         _add(parser, cls, field, None)
     try:
         return vars(parser.parse_known_args(argv)[0])
-    except argparse.ArgumentError:  # the parser of all options reports this error later
+    except argparse.ArgumentError:  # ignored here, because the parser in `parse` reports this error later
         return {field.name: field.default for field in fields}
 
 
 def at_least_one(options, *names: str) -> None:
-    """Raises `UserError` if one of the options `names` is given and is less than 1."""
+    """Raises `UserError` if one of the options `names` is less than 1. The value None is allowed."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -155,7 +160,7 @@ def at_least_one(options, *names: str) -> None:
 
 def within(options, low: float, high: float, *names: str, open_low: bool = False,
            open_high: bool = False) -> None:
-    """Raises `UserError` if one of the options `names` is given and is not a number from `low` to `high`.
+    """Raises `UserError` if one of the options `names` is neither None nor a number from `low` to `high`.
     `open_low` excludes the value `low`, and `open_high` the value `high`. Infinity is never allowed.
     """
     open_high = open_high or high == math.inf
@@ -169,7 +174,7 @@ def within(options, low: float, high: float, *names: str, open_low: bool = False
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """Returns the integers in the option value `text`, for example [0, 2, 5] for 0,2,5."""
+    """Returns the integers in the option value `text`, for example [0, 2, 5] for "0,2,5"."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
@@ -177,7 +182,9 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def term_weights(given: tuple[str, ...], terms: tuple[str, ...], method: str) -> dict[str, float]:
-    """Returns a dict from loss terms to weights, read from the values of --weights (each TERM=WEIGHT)."""
+    """Returns a dict from loss terms to weights. `given` has the values of --weights, for example "mlm=0.5".
+    Raises `UserError` if a term is not in `terms`, or if a weight is not a finite number of at least 0.
+    """
     weights = {}
     for text in given:
         name, _, value = text.partition("=")

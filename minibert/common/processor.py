@@ -7,8 +7,8 @@ import torch
 
 @cache
 def features() -> frozenset[str]:
-    """Returns torch's names for the features of this CPU, for example "amx_int8". The set is empty if this
-    version of torch does not report features.
+    """Returns the set of torch's names for the features of this CPU, for example "amx_int8". The set is empty
+    if this version of torch does not report features.
     """
     if not hasattr(torch.cpu, "get_capabilities"):
         return frozenset()
@@ -21,8 +21,8 @@ def multiplies_bf16() -> bool:
 
 
 def sums_bytes_in_32_bits() -> bool:
-    """Returns True if the CPU adds products of 8-bit numbers without overflow. A CPU that is not x86 does
-    this, and an x86 CPU with VNNI or AMX. If torch does not report features, the result is True.
+    """Returns False for an x86 CPU without VNNI and AMX. Such a CPU adds products of 8-bit numbers in 16
+    bits, which can overflow. Returns True for all other CPUs, or if torch does not report features.
     """
     x86 = bool(features() & {"sse2", "avx2"})
     return not x86 or bool(features() & {"avx512_vnni", "avx_vnni", "amx_int8"})

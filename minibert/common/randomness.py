@@ -1,7 +1,7 @@
 """Computes each random number as a hash of integers: the seed, the step, the position and so on. So a resumed
 run has the same random numbers as a run that was never stopped. The number of ranks changes neither the order
-of the sequences nor the choice of masked tokens. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood
-2014).
+of the sequences nor the choice of masked tokens. The hash uses the mixing function of SplitMix64 (Steele,
+Lea, Flood 2014).
 """
 
 import numpy as np
@@ -10,8 +10,10 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(*words) -> np.ndarray:
-    """Hashes integers or integer arrays (broadcast together) to uint64."""
-    # an array, because numpy gives a warning if a scalar overflows; the overflow is intended
+    """Returns a uint64 array with a hash of `words`, which are integers or integer arrays. Arrays are
+    broadcast together. The hash of integers alone has the shape (1,).
+    """
+    # `state` is an array, because numpy warns if a scalar overflows. The overflow here is intended.
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         z = state + _GAMMA + np.asarray(word).astype(np.uint64)
@@ -22,10 +24,11 @@ def mix(*words) -> np.ndarray:
 
 
 def uniform(*words) -> np.ndarray:
-    """Returns uniform random floats u in (0, 1), computed from the hash `mix(*words)`. log(u) is finite. For
-    a list of n elements, int(u * n) is a valid index.
+    """Returns uniform random floats u in (0, 1), computed from the hash `mix(*words)`. `log(u)` is finite,
+    and `int(u * n)` is a valid index of a list with n elements.
     """
-    # 52 bits of the hash are used. With 53, a float64 could not hold the 0.5, and the largest u would be 1.
+    # Only 52 bits are used, because a float64 cannot hold a number of 53 bits plus 0.5. The sum would be
+    # rounded, and the largest u would be 1.
     return ((mix(*words) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
@@ -35,9 +38,10 @@ def seed_of(*words) -> int:
 
 
 def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
-    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n-1. `key` chooses the permutation, which
-    is a balanced Feistel network on the smallest even number of bits that can hold n - 1. If a result is n or
-    more, the network is applied to the result again ("cycle walking", Black and Rogaway 2002).
+    """Maps the numbers `i` by a pseudo-random permutation of 0 ... n - 1. Returns the results as int64. `key`
+    chooses the permutation. A balanced Feistel network computes the permutation, on the smallest even number
+    of bits (at least 2) that can hold n - 1. If a result is n or more, the network is applied to the result
+    again ("cycle walking", Black and Rogaway 2002).
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -53,8 +57,8 @@ def permute(i: np.ndarray, n: int, *key) -> np.ndarray:
 
 
 def samples_of_step(step: int, batch: int, n: int, seed: int) -> np.ndarray:
-    """Returns the indices (0 to n-1, int64) of the `batch` sequences in optimiser step `step` (counted from
-    0). The n sequences are permuted anew in each epoch.
+    """Returns the indices (int64, from 0 to `n` - 1) of the `batch` sequences in optimiser step `step` (the
+    first step is 0). `n` is the number of all sequences. They get a new random order in each epoch.
     """
     drawn = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epochs = drawn // n

@@ -1,5 +1,5 @@
-"""Sets up the device, the precision, the ranks and the CPU threads of a run. With torchrun every rank is one
-process.
+"""Sets up the device, the precision, the ranks and the CPU threads of a run. Each process of torchrun is one
+rank. A run without torchrun has one rank.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ class Runtime:
 
     @property
     def is_writer(self) -> bool:
-        """True for the one rank that writes files and prints."""
+        """True for rank 0, which is the only rank that writes files and prints."""
         return self.rank == 0
 
     def autocast(self):
-        """Returns the context manager that sets the precision of a forward pass. In 16-bit precision, matrix
-        products are in 16 bits, and losses are in fp32.
+        """Returns the context manager that sets the precision of a forward pass. With bf16 or fp16, matrix
+        products are in this precision, and losses are in fp32.
         """
         if self.precision == "fp32":
             return contextlib.nullcontext()
@@ -58,7 +58,9 @@ class Runtime:
             dist.destroy_process_group()
 
     def sum_over_ranks(self, tensors: list[Tensor]) -> None:
-        """Sums tensors of one dtype over all ranks, in place and in one call."""
+        """Sums each tensor over all ranks, in place. The tensors must have the same dtype, because one call
+        of all_reduce sums all of them.
+        """
         if self.ranks == 1:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -83,19 +85,20 @@ def _another_rank_may_end():
 def start(device: str = "auto", precision: str = "auto", threads: int | None = None,
           training: bool = True) -> Runtime:
     """Chooses the device, the precision and the number of CPU threads, and connects the ranks of torchrun.
-    `MachineOptions` explains the values "auto". With `training`, oneDNN stores fewer kernels than by
-    default, and glibc keeps freed memory. Raises `UserError` if the device cannot be used, or for fp16 on a
-    CPU.
+    `MachineOptions` explains the values "auto". With `training=True`, oneDNN stores fewer kernels than by
+    default, and glibc keeps freed memory. Raises `UserError` if the device cannot be used, or if `precision`
+    is "fp16" on a CPU.
     """
     if training:
-        # By default, oneDNN stores up to 1,024 compiled kernels, one for each input shape. These kernels
-        # fragment the heap: the memory of a TinyBERT run grew by 42 % in 69 minutes. 16 kernels are enough,
-        # because all layers of a model use the same few kernels: 4 in the forward and 7 in the backward pass
-        # of a BERT in bf16.
+        # By default, oneDNN stores up to 1,024 compiled kernels. A new input shape needs new kernels, and
+        # the stored kernels fragment the heap: the memory of a TinyBERT run grew by 42 % in 69 minutes. 16
+        # kernels are enough, because all layers of a model use the same kernels. A BERT in bf16 uses 4
+        # kernels in the forward pass and 7 in the backward pass.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
         keep_freed_memory()
-    # The number is set even without --threads. Otherwise MKL takes fewer threads on a busy machine and adds
-    # numbers in another order, so a resumed run could differ in the last bit.
+    # The number of threads is set even without --threads. Otherwise, MKL uses fewer threads on a busy machine
+    # and adds numbers in another order. A resumed run could then differ in the last bit from a run that was
+    # never stopped.
     torch.set_num_threads(threads or torch.get_num_threads())
     rank, ranks, local = (int(os.environ.get(name, default))
                           for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -121,25 +124,26 @@ def start(device: str = "auto", precision: str = "auto", threads: int | None = N
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from returning freed memory to the system. By default glibc returns large blocks, and later
-    requests them again page by page. These requests took a fifth of the training time of DistilBERT in bf16.
+    """Tells glibc (on Linux) to keep freed memory. By default, glibc returns large blocks to the system, and
+    later requests them again page by page. These requests took a fifth of the training time of DistilBERT in
+    bf16.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        # with 0, glibc uses no mmap for large blocks; a freed mmap block would always return to the system
+        # 0: glibc uses mmap for no block, because each block from mmap returns to the system when it is freed
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # free memory at the end of the heap is never returned
+        mallopt(M_TRIM_THRESHOLD, -1)  # -1: free memory at the end of the heap never returns to the system
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Returns True if the device has instructions that multiply bf16."""
+    """Returns True if the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return multiplies_bf16()
 
 
 def describe(runtime: Runtime) -> dict:
-    """Returns a description of the machine and of the software versions."""
+    """Returns a dict that describes the machine, the number of ranks, the precision and the software."""
     import platform
 
     import numpy

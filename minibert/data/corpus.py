@@ -25,10 +25,11 @@ class NoSequences(UserError):
 class Corpus:
     """The sequences of a prepared folder. `open_corpus` makes a `Corpus`.
 
-    `counts` says for each token id how often it occurs in the opened parts ("train", "held-out"). `first` has
-    the index of the first sequence of each part. `starts` has, for each sequence, the index of its first
-    token in the token ids of its part. `n_tokens` is the number of tokens of all sequences, with [CLS] and
-    [SEP]. `left_out` is a message about sequences that are left out, or "".
+    `counts` says for each token id how often it occurs in the opened parts ("train", "held-out" or both).
+    `tokens_of_parts` has the token ids of each part, and `first` the index of each part's first sequence. For
+    each sequence, `starts` has the index of its first token in the token ids of its part. `n_tokens` is the
+    number of tokens of all sequences, including [CLS] and [SEP]. `left_out` is a message about the sequences
+    that are left out. If no sequence is left out, `left_out` is "".
     """
 
     def __init__(self, counts: np.ndarray, tokens_of_parts: list[np.ndarray], first: list[int],
@@ -42,7 +43,7 @@ class Corpus:
         return len(self.starts)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the number of tokens, without [CLS] and [SEP], of each sequence in `indices`, as int64."""
+        """Returns an int64 array with the length of each sequence in `indices`, without [CLS] and [SEP]."""
         return self.sequence_lengths[indices].astype(np.int64)
 
     @property
@@ -52,7 +53,9 @@ class Corpus:
         return hashlib.sha256(self.counts.astype("<u8").tobytes() + order).hexdigest()[:16]
 
     def tokens(self, i: int) -> np.ndarray:
-        """Returns the ids of sequence `i` without special tokens, as a read-only view (uint16 or uint32)."""
+        """Returns the token ids of sequence `i`, without [CLS] and [SEP], as a read-only view of the corpus
+        (uint16 or uint32).
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"sequence {i} of {len(self)}")
         part = self.tokens_of_parts[np.searchsorted(self.first, i, side="right") - 1]
@@ -81,8 +84,8 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
         raise UserError(f"{folder} was prepared with another tokenizer; prepare it again with this one")
     vocab_size = description["vocab_size"]
     counts, tokens_of_parts, first = np.zeros(vocab_size, dtype=np.uint64), [], []
-    # Starts and lengths of the used sequences. The first pair has empty arrays, because np.concatenate needs
-    # at least one array.
+    # The starts and lengths of the sequences that are not left out. The first pair has empty arrays, because
+    # np.concatenate needs at least one array.
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
     found = short = unknown = 0
     checksum = 0
@@ -118,7 +121,9 @@ def open_corpus(folder: str | Path, max_length: int = 128, one_line: bool = Fals
 
 
 def read_description(folder: Path) -> dict:
-    """Reads corpus.json. Raises `UserError` if it is missing, or if its field "format" is not `FORMAT`."""
+    """Returns the content of corpus.json. Raises `UserError` if corpus.json is missing, or if its field
+    "format" is not `FORMAT`.
+    """
     path = folder / "corpus.json"
     if not path.exists():
         raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json")
@@ -146,10 +151,10 @@ def map_file(path: Path, dtype: str, count: int) -> np.ndarray:
 def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
               one_line: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Cuts the documents of a part into sequences, one window after another. A window has consecutive
-    documents with at most `WINDOW_LINES` lines in all, or a single longer document. For each window, yields
-    two int64 arrays: the index of each sequence's first token in the part, and the length of each sequence.
-    `lines` has the number of tokens of each line. `documents` has the number of lines of each document.
-    `room` is the largest number of tokens in a sequence, without [CLS] and [SEP].
+    documents with at most `WINDOW_LINES` lines together, or a single longer document. For each window, yields
+    a tuple of two int64 arrays: the index of each sequence's first token in the tokens of the part, and the
+    length of each sequence. `lines` has the number of tokens of each line. `documents` has the number of
+    lines of each document. `room` is the largest number of tokens in a sequence, without [CLS] and [SEP].
     """
     # ends[i] is the number of lines in the documents 0 to i
     ends = np.cumsum(documents, dtype=np.int64)
@@ -166,8 +171,9 @@ def sequences(lines: np.ndarray, documents: np.ndarray, room: int,
 
 
 def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts lines with the given lengths into pieces of at most `room` tokens. Returns the lengths of the
-    pieces and, for each line, how many pieces this line and all lines before it have together.
+    """Cuts lines into pieces of at most `room` tokens. `lengths` has the number of tokens of each line.
+    Returns two arrays: the length of each piece, and for each line the number of pieces of this line and of
+    all lines before it together.
     """
     line_ends = np.cumsum(-(-lengths // room))
     pieces = np.full(line_ends[-1], room)
@@ -176,9 +182,9 @@ def cut_lines(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(pieces: np.ndarray, document_ends: np.ndarray, room: int) -> np.ndarray:
-    """Joins consecutive pieces of a document into sequences, each with as many pieces as fit into `room`
-    tokens. Returns the lengths of the sequences. `document_ends` says for each document how many pieces this
-    document and all documents before it have together.
+    """Joins consecutive pieces of a document into sequences. A sequence has as many pieces as fit into `room`
+    tokens. `pieces` has the length of each piece. `document_ends` has for each document the number of pieces
+    of this document and of all documents before it together. Returns the length of each sequence.
     """
     n = len(pieces)
     offsets = np.concatenate([[0], np.cumsum(pieces)])

@@ -28,15 +28,17 @@ from minibert.data.tokenizer import Tokenizer
 
 FORMAT = 2
 PARTS = ("train", "held-out")
-MIN_LENGTH = 12  # with [CLS] and [SEP]; by default, shorter sequences are left out, as in DistilBERT's code
-SPECIALS = 2  # [CLS] and [SEP]
+# By default, sequences with fewer tokens (including [CLS] and [SEP]) are left out, as in DistilBERT's code.
+MIN_LENGTH = 12
+SPECIALS = 2  # the number of special tokens that a sequence gets: [CLS] and [SEP]
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Makes a temporary folder beside `out` and yields its path. At the end of the `with` block, the folder
-    is renamed to `out`. If the `with` block raises an exception, the folder is removed. Raises `UserError` if
-    `out` exists and is not an empty folder, or if a file cannot be written.
+    """A context manager that makes a temporary folder beside `out`, and yields the path of the temporary
+    folder. At the end of the `with` block, the temporary folder is renamed to `out`. If the `with` block
+    raises an exception, the temporary folder is removed instead. Raises `UserError` if `out` exists and is
+    not an empty folder, or if a file cannot be written.
     """
     out = place_for(Path(out))
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
@@ -56,7 +58,9 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def file_types(vocab_size: int) -> dict[str, str]:
-    """Returns the number types of the .tokens, .lines and .documents files."""
+    """Returns a dict from the suffixes "tokens", "lines" and "documents" to numpy's names for the number
+    types of the files with these suffixes.
+    """
     return {"tokens": "<u2" if vocab_size <= 1 << 16 else "<u4", "lines": "<u4", "documents": "<u8"}
 
 
@@ -86,8 +90,8 @@ class CorpusWriter:
         self.counts[part] += np.bincount(ids, minlength=self.tokenizer.vocab_size).astype("<u8")
 
     def close(self, **notes) -> dict:
-        """Writes the .counts files, and corpus.json with the entries of `notes`. Returns the content of
-        corpus.json. Raises `UserError` if there is no text for training.
+        """Writes the .counts files and corpus.json. `notes` are additional entries of corpus.json. Returns
+        the content of corpus.json. Raises `UserError` if there is no text for training.
         """
         for file in self.files.values():
             file.close()

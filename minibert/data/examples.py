@@ -19,16 +19,17 @@ from minibert.model.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The tokenised sequences of a data set and their labels: n sequences with N tokens in all, one sequence
-    after the other.
+    """The tokenised sequences of a data set and their labels. There are n sequences with N tokens together.
+    `ids` and `segments` have the tokens of one sequence after the other.
     """
 
     ids: np.ndarray  # (N,) int32
     segments: np.ndarray  # (N,) int8
     lengths: np.ndarray  # (n,) int64
-    # classification: (n,) int64, the class of each sequence, or -1 without a label
-    # regression: (n,) float32, the score of each sequence, or NaN without a label
-    # SQuAD: (n, 2) int64, the positions of the first and the last token of the answer in each sequence
+    # classification: (n,) int64, the class of each sequence, or -1 if the sequence has no label
+    # regression: (n,) float32, the score of each sequence, or NaN if the sequence has no label
+    # SQuAD: (n, 2) int64, the positions of the first and the last token of the answer in each sequence, or
+    # 0 and 0 if the sequence does not contain the whole answer
     labels: np.ndarray
 
     @cached_property
@@ -58,7 +59,9 @@ class Examples:
 
 
 def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
-    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings."""
+    """Raises `UserError` if the tokenizer has more tokens than the model has word embeddings. The message
+    calls the tokenizer "the tokenizer of `name`".
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, "
                         f"the model only {config.vocab_size}")
@@ -66,8 +69,8 @@ def check_pieces(tokenizer: Tokenizer, config: Config, name: str) -> None:
 
 def check_examples(examples: Examples, config: Config, name: str) -> None:
     """Raises `UserError` if the longest example has more tokens than the model has positions. Also raises
-    `UserError` if examples are pairs of texts and the model has only one token type. A DistilBERT has no
-    token types, and can read pairs.
+    `UserError` if examples are pairs of texts and the model has only one token type. A model without token
+    types, such as DistilBERT, can read pairs.
     """
     if (longest := examples.lengths.max()) > config.max_positions:
         raise UserError(f"{name} has {config.max_positions} positions, and an example has {longest} tokens: "
@@ -81,9 +84,9 @@ class LabelledBatch(NamedTuple):
     """A micro-batch of fine-tuning."""
 
     batch: Batch
-    # The rows of `Examples.labels` for the S sequences of `batch`: (S,), or (S, 2) for SQuAD.
+    # the labels of the S sequences in `batch`: (S,), or (S, 2) for SQuAD (see `Examples.labels`)
     labels: Tensor
-    targets: dict[str, Tensor]  # the teacher's outputs for these examples (distill/task_kd.py)
+    targets: dict[str, Tensor]  # the teacher's outputs for `batch`: "logits" and "cls" (distill/task_kd.py)
     seed: int  # the random seed of dropout
 
     def to(self, device) -> "LabelledBatch":
@@ -94,7 +97,9 @@ class LabelledBatch(NamedTuple):
 
 
 def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.ndarray) -> Examples:
-    """Makes `Examples`. Raises `UserError` if there is no sequence."""
+    """Makes `Examples` from lists with the token ids and the segments of each sequence. Raises `UserError` if
+    there is no sequence.
+    """
     lengths = np.array([len(sequence) for sequence in ids], dtype=np.int64)
     if len(lengths) == 0:
         raise UserError("there is no text")
@@ -105,7 +110,9 @@ def make_examples(ids: list[list[int]], segments: list[list[int]], labels: np.nd
 
 def encode(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int,
            labels: np.ndarray | None = None) -> Examples:
-    """Tokenises texts, or pairs of texts."""
+    """Tokenises texts, or pairs of texts if `pairs` is not None. Returns `Examples`. Without `labels`, the
+    label of each example is -1.
+    """
     ids, segments = tokenizer.encode(texts, pairs, max_length)
     return make_examples(ids, segments, np.full(len(ids), -1) if labels is None else labels)
 
@@ -124,8 +131,8 @@ def draw(examples: Examples, targets: dict[str, np.ndarray], step: int, batch: i
          micro_tokens: int, rank: int = 0, ranks: int = 1) -> Drawn:
     """Draws `batch` examples for optimiser step `step` (the first step is 0). Returns the examples of one
     rank in micro-batches. A micro-batch has at most `micro_tokens` tokens, or a single longer example.
-    `targets` are the teacher's outputs: for a teacher with a span head one row for each token, otherwise one
-    row for each example.
+    `targets` is a dict with the teacher's outputs. An output has one row for each example, or one row for
+    each token if the teacher has a span head.
     """
     drawn = samples_of_step(step, batch, len(examples.lengths), seed)
     made = []

@@ -1,8 +1,8 @@
 """Makes the micro-batches of an optimiser step from a corpus. The sequences of the step are drawn, masked,
 divided among the ranks, and packed into batches without padding.
 
-Each loss is divided by a count over the whole step, for example the number of masked tokens. The whole step
-is drawn first, so the count is known before the first forward pass.
+Each loss is divided by a count over the whole step, for example the number of masked tokens. All sequences of
+the step are drawn and masked first, so this count is known before the first forward pass.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from minibert.model.batch import IGNORE, Batch, MicroBatch, Step, groups, rows_o
 
 
 def with_specials(corpus: Corpus, indices: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Adds [CLS] and [SEP] to the sequences `indices`, and returns their token ids and their lengths. The ids
-    of all sequences are in one array, one sequence after the other.
+    """Adds [CLS] and [SEP] to the sequences `indices`. Returns two int64 arrays: the token ids of all these
+    sequences, one sequence after the other, and the length of each sequence.
     """
     lengths = corpus.lengths(indices) + 2
     ids = np.empty(int(lengths.sum()), dtype=np.int64)
@@ -53,9 +53,10 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
     """Tokenises and masks texts, and makes the batch that `minibert.distillation_loss` takes. In the batch,
     the texts are sorted by length, the longest first.
 
-    A text with more than `max_length` tokens is cut. `share` is the share of the tokens (or words) that
-    are masked, and `selection` says how they are chosen: "bert", "bernoulli" or "whole-word"
-    (`masking.SELECTIONS`). Raises `UserError` if there is no text.
+    A text with more than `max_length` tokens is cut ([CLS] and [SEP] are also counted). `selection` says how
+    the masked tokens are chosen: "bert", "bernoulli" or "whole-word" (`masking.SELECTIONS`). `share` is the
+    share of the tokens that are masked. With "whole-word", `share` is the share of the words. Raises
+    `UserError` if there is no text.
     """
     # "smoothed" is refused, because it needs the token counts of a corpus
     if selection not in SELECTIONS or selection == "smoothed":
@@ -70,8 +71,8 @@ def masked_batch(tokenizer: Tokenizer, texts: list[str], *, max_length: int = 51
 
 @contextlib.contextmanager
 def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
-    """A context manager that yields an iterator over make(step), make(step + 1) and so on. A thread makes the
-    next result while the current result is in use.
+    """A context manager that yields an iterator over the results of `make(step)`, `make(step + 1)` and so on.
+    A thread makes the next result while the current result is in use.
     """
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(make, step)
@@ -89,11 +90,13 @@ def ahead(make: Callable[[int], NamedTuple], step: int) -> Iterator[Iterator]:
 
 def cut(ids: np.ndarray, lengths: np.ndarray, inputs: np.ndarray, selected: np.ndarray, micro_tokens: int,
         key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> list[MicroBatch]:
-    """Makes the packed micro-batches of one rank (see `groups`) from the masked sequences of a step."""
+    """Makes the packed micro-batches of one rank (see `groups`) from the masked sequences of a step. `key`
+    and the index of the first sequence of a micro-batch give the micro-batch's seed of dropout.
+    """
     starts, labels = np.cumsum(lengths) - lengths, np.where(selected, ids, IGNORE)
     made = []
     for group in groups(lengths, micro_tokens, rank, ranks):
-        # the `Batch` is made without `pack`, which takes lists and is slow for a million tokens
+        # the `Batch` is not made by `pack`, because `pack` takes lists and is slow for a million tokens
         rows, positions, offsets = rows_of(starts[group], lengths[group])
         segments = np.zeros(len(rows), np.int64)
         packed = Batch(*map(torch.from_numpy, (inputs[rows], positions, segments, offsets, lengths[group])))

@@ -4,7 +4,7 @@ section 3.1, Task 1).
 
 The random numbers of a token depend only on the seed, the step, the index of its sequence in the step, and
 the token's position in the sequence. So the masks do not depend on the size of the micro-batches or the
-number of ranks. N is the number of tokens of an optimiser step (all ranks).
+number of ranks. N is the number of tokens of an optimiser step, on all ranks together.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ class Masking(NamedTuple):
     """The settings of the masking."""
 
     selection: str = "bert"  # how tokens are chosen: a name in `SELECTIONS`
-    share: float = 0.15  # share of the tokens (or words) that are selected
-    weights: np.ndarray | None = None  # the weight of each token id; only for "smoothed"
+    share: float = 0.15  # share of the tokens that are selected; for "whole-word", share of the words
+    weights: np.ndarray | None = None  # (V,): the weight of each token id; used only by "smoothed"
 
 
 class Masked(NamedTuple):
@@ -31,9 +31,9 @@ class Masked(NamedTuple):
 
 
 def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 0.7) -> np.ndarray:
-    """Returns for each token id the weight max(count, 1)^-exponent, where `count` is how often the id occurs
-    in the corpus. Special tokens have the weight 0. In DistilBERT's code, the exponent is the option
-    `mlm_smoothing`.
+    """Returns an array (V,) with the weight max(count, 1)^-exponent of each token id. `counts` says how often
+    each token id occurs in the corpus. `special` is True for special tokens, which get the weight 0. In
+    DistilBERT's code, the exponent is the option `mlm_smoothing`.
     """
     weights = np.maximum(counts.astype(np.float64), 1.0) ** -exponent
     weights[special] = 0.0
@@ -43,8 +43,8 @@ def smoothed_weights(counts: np.ndarray, special: np.ndarray, exponent: float = 
 def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, masking: Masking,
                 *key: int) -> Masked:
     """Masks the sequences of a step. `ids` has the token ids of all sequences, one after the other. `lengths`
-    has the number of tokens of each sequence. `key` is the seed of the random numbers, for example (seed,
-    step).
+    has the number of tokens of each sequence. The random numbers are computed from the integers `key`, for
+    example the seed and the step.
 
     Special tokens, including [UNK], are never selected, as in DistilBERT's code. (BERT's code can select
     [UNK].) A random token can be any token of the vocabulary, even a special token, as in BERT's code.
@@ -64,8 +64,8 @@ def mask_tokens(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer, mask
     return Masked(np.where(selected & (replacement >= 0.9), random_ids, inputs), selected)
 
 
-# Each of the four functions below returns one bool for each token: True if the token is selected. Special
-# tokens are never selected. `draw` has one uniform random number for each token.
+# Each of the four functions below returns a bool array (N,): True for each selected token. Special tokens are
+# never selected. `draw` (N,) has a uniform random number for each token.
 
 def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects each token with probability `masking.share`, independently of all other tokens."""
@@ -74,7 +74,8 @@ def select_tokens(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -
 
 def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects each word with probability `masking.share`. All tokens of a selected word are selected."""
-    # A word starts at each token without ##. [CLS] has no ##, so no word reaches into the next sequence.
+    # A word starts at each token without ##. [CLS] has no ##, so the last word of a sequence ends before the
+    # next sequence.
     starts = ~tokenizer.continuation[ids]  # (N,)
     word = np.cumsum(starts) - 1  # (N,): for each token, the index of its word
     return ~tokenizer.special[ids] & (draw[starts][word] < masking.share)
@@ -82,11 +83,11 @@ def select_words(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) ->
 
 def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """In each sequence of T tokens (with [CLS] and [SEP]), selects floor(share * T + 0.5) tokens, but at
-    least one, like BERT's code. A sequence with many [UNK] may have fewer selected tokens.
+    least one, like BERT's code. If a sequence has fewer tokens that are not special, selects all of them.
     """
     allowed = ~tokenizer.special[ids]
     sample = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
-    # (N,): the indices of all tokens, within each sequence sorted by `draw`, with special tokens last
+    # (N,): the indices of all tokens; those of one sequence are sorted by `draw`, with special tokens last
     order = np.lexsort((np.where(allowed, draw, 2.0), sample))
     rank = np.empty(len(ids), dtype=np.int64)
     # (N,): for each token, its place (from 0) among the sorted tokens of its sequence
@@ -98,7 +99,7 @@ def select_in_each(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) 
 def select_rare(ids, lengths, tokenizer, masking: Masking, draw: np.ndarray) -> np.ndarray:
     """Selects ceil(share * N) of the N tokens in the step, or fewer if too many tokens are special. The
     tokens are drawn without replacement, with probabilities proportional to the weights of their ids, as in
-    DistilBERT's code. With u the random number and w the weight of a token, the tokens with the largest
+    DistilBERT's code. If u is the random number of a token and w its weight, the tokens with the largest
     log(u) / w are selected (Efraimidis and Spirakis 2006).
     """
     w = masking.weights[ids]

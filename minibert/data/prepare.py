@@ -13,17 +13,18 @@ from minibert.data.text import Source, find_sources, hash_share, read_documents
 from minibert.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 18  # about this number of characters is tokenised at once, to save memory
-BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut at one of these characters
-UNKNOWN_SHARE = 0.03  # with a larger share of [UNK], `prepare` prints a warning
+BREAKS = " ,.;:!?。，、；：！？"  # a very long line is cut before one of these characters
+UNKNOWN_SHARE = 0.03  # if a larger share of the tokens is [UNK], the summary has a warning
 
 
 def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wikitext: str = "auto",
             held_out: float = 0.01, report: Callable | None = print) -> None:
     """Tokenises the texts of files or folders and writes a prepared corpus into the new folder `out`.
 
-    A document is held out if its hash, a number in [0, 1) (`hash_share`), is less than `held_out`. So equal
-    documents are always in the same part. `report` is called with each line of the summary and with each
-    warning. If `report` is None, only the progress is printed.
+    `hash_share` computes a hash of each document, a number in [0, 1). If the hash is less than `held_out`,
+    the document belongs to the part "held-out", otherwise to the part "train". So equal documents are always
+    in the same part. `report` is called with each line of the summary and with each warning. If `report` is
+    None, only the progress is printed.
     """
     sources = find_sources(paths, report or (lambda line: None))
     documents = split_documents(sources, wikitext, held_out)
@@ -33,8 +34,8 @@ def prepare(paths: list[str | Path], tokenizer: Tokenizer, out: str | Path, wiki
 
 def split_documents(sources: list[Source], wikitext: str, held_out: float
                     ) -> Iterator[tuple[str, list[str]]]:
-    """Yields (part, document) for each document of the source files. `part` is "train" or "held-out". Raises
-    `UserError` if `wikitext` or `held_out` has a wrong value.
+    """Yields the pair (part, document) for each document of the source files. The part is "train" or
+    "held-out". Raises `UserError` if `wikitext` or `held_out` has a wrong value.
     """
     if wikitext not in ("auto", "yes", "no"):
         raise UserError(f"wikitext is auto, yes or no, not {wikitext!r}")
@@ -49,8 +50,8 @@ def split_documents(sources: list[Source], wikitext: str, held_out: float
 
 
 def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: float = 0.01) -> Iterator[str]:
-    """Yields the lines that `prepare` puts in the part "train", for the training of a new vocabulary. Raises
-    `UserError` if a source is a pipe, because `prepare` must read the text a second time.
+    """Yields the lines that `prepare` will put in the part "train". A new vocabulary is trained on these
+    lines. Raises `UserError` if a source is a pipe, because `prepare` must read the text a second time.
     """
     sources = find_sources(paths)
     for source in sources:
@@ -65,8 +66,8 @@ def training_lines(paths: list[str | Path], wikitext: str = "auto", held_out: fl
 def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, out: str | Path,
                  report: Callable | None, **notes) -> None:
     """Tokenises `documents`, which are pairs (part, document), and writes a prepared corpus into the new
-    folder `out`. `notes` are additional entries of corpus.json. For `report`, see `prepare`. Raises
-    `UserError` if all tokens are [UNK].
+    folder `out`. `notes` are additional entries of corpus.json. `report` is called with each line of the
+    summary and with each warning. Raises `UserError` if all tokens are [UNK].
     """
     begun, text_bytes = time.monotonic(), 0
     with new_folder(out) as folder:
@@ -98,7 +99,8 @@ def write_corpus(documents: Iterable[tuple[str, list[str]]], tokenizer: Tokenize
 
 
 def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
-    """Yields lists of consecutive documents. A list ends when it has `BATCH_CHARACTERS` characters or more.
+    """Yields lists of consecutive pairs (part, document). A list ends when its documents have
+    `BATCH_CHARACTERS` characters or more.
     """
     batch, characters = [], 0
     for part, document in documents:
@@ -112,7 +114,9 @@ def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[s
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[list[list[int]]]:
-    """Returns the token ids of each line of each document, without empty lines."""
+    """Returns a list with, for each document, a list of the token ids of each line. Lines without tokens are
+    left out.
+    """
     cut = [[split_line(line) for line in document] for document in documents]
     pieces = iter(tokenizer.pieces([part for document in cut for line in document for part in line]))
     encoded = []
@@ -123,9 +127,9 @@ def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[l
 
 
 def split_line(line: str, size: int = BATCH_CHARACTERS) -> list[str]:
-    """Cuts a long line into parts of at most `size` characters, at spaces or common punctuation, where BERT's
-    tokenizer begins a new word. If `size` characters have no space and no punctuation, the cut may divide a
-    word.
+    """Cuts a long line into parts of at most `size` characters, and returns the list of parts. A cut is
+    before a space or a common punctuation mark, because BERT's tokenizer begins a new word there. If `size`
+    characters have no space and no such mark, the cut may divide a word.
     """
     if len(line) <= size:
         return [line]

@@ -1,6 +1,6 @@
 """Makes a corpus from the documentation that is part of every Python installation: the docstrings of the
-standard library and the help topics of `pydoc`. No module is imported. Each module is one document, and each
-paragraph is one line.
+standard library and the help topics of `pydoc`. The source files are parsed, not imported. The docstrings of
+a module are one document, and all help topics together are one document. A paragraph is one line.
 """
 
 import ast
@@ -19,13 +19,13 @@ from minibert.data.text import hash_share
 from minibert.data.tokenizer import Tokenizer
 
 HELD_OUT = 0.1
-TOPICS = "pydoc_data"  # the package of the help topics, which are always training text
+TOPICS = "pydoc_data"  # the package with the help topics, which always belong to the part "train"
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"}
 
 
 def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Yields (module name, text) for the modules of the standard library that have docstrings, and after them
-    for the help topics. Raises `UserError` if the folder `library` has no source files.
+    """Yields the pair (module name, text) for each module of the standard library that has docstrings. The
+    last pair has all help topics. Raises `UserError` if the folder `library` has no source files.
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.rglob("*.py"))
@@ -39,7 +39,7 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # some files cause warnings about escape sequences
                 tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # a file may be written for another version of Python
+        except (SyntaxError, ValueError):  # left out, because it may be for another version of Python
             continue
         if module.split(".")[0] == TOPICS:
             topics += topic_texts(tree)
@@ -50,8 +50,8 @@ def python_docs(library: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def docstrings(node: ast.AST) -> Iterator[str]:
-    """Yields the docstrings of a module, its classes and its functions, in the order of the source.
-    Definitions in an `except` or `case` clause are left out.
+    """Yields the docstrings of a module and of its classes and functions, in the order of the source. Classes
+    and functions that are defined in an `except` or `case` clause are left out.
     """
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         if text := ast.get_docstring(node):
@@ -62,15 +62,15 @@ def docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def topic_texts(tree: ast.Module) -> list[str]:
-    """Returns the values of the dict `topics` in pydoc_data/topics.py."""
+    """Returns the values of the dict `topics` in pydoc_data/topics.py, which are texts, sorted by key."""
     found = [ast.literal_eval(node.value) for node in tree.body
              if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "topics"]
     return [topics[name] for topics in found for name in sorted(topics)]
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a text, each as one line. Paragraphs in which a line starts with >>>, and
-    lines without letters or digits, are left out.
+    """Yields the paragraphs of a text, each as one line. A paragraph is left out if one of its lines starts
+    with >>>. Lines without any letter or digit are also left out.
     """
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.split("\n") if any(map(str.isalnum, line))]
@@ -79,9 +79,9 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns whether a module is held out. About a tenth of all modules are held out. A hash of the last
-    part of the module's name ("parser" for `html.parser`) decides. Leading underscores, and a "py" after
-    them, are not hashed, so `decimal` and `_pydecimal` have the same hash.
+    """Returns True if a module belongs to the part "held-out", as about a tenth of all modules do. A hash of
+    the last part of the module's name ("parser" for `html.parser`) decides. Leading underscores, and a "py"
+    after them, are not hashed. So `decimal` and `_pydecimal` have the same hash.
     """
     if module.split(".")[0] == TOPICS:
         return False
@@ -90,11 +90,12 @@ def is_held_out(module: str) -> bool:
 
 
 def split_docs(docs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Returns the documents as pairs (part, lines of the document). A paragraph that occurs several times is
-    used only once, in "train" if it occurs in a training document.
+    """Returns a list of pairs (part, lines of a document), made from pairs (module name, text). A paragraph
+    that occurs several times is used only once. If it occurs in a module of the part "train", it is used
+    there.
     """
     seen, found = set(), []
-    # training modules come first, because a paragraph is used where it occurs first
+    # The modules of "train" are read first, because a paragraph is used in the first module that has it.
     for module, text in sorted(docs, key=lambda doc: is_held_out(doc[0])):
         new = [line for line in dict.fromkeys(text.split("\n")) if line not in seen]
         seen.update(new)
@@ -109,7 +110,7 @@ def prepare_python_docs(tokenizer: Tokenizer, out: str | Path, report: Callable 
                  sources=[{"name": "python-docs"}], python=platform.python_version())
 
 
-# `python -m minibert.data.python_docs` prints the training text, with a blank line between documents.
+# `python -m minibert.data.python_docs` prints the text of "train", with a blank line after each document.
 if __name__ == "__main__":
     # the output is UTF-8 on every system, because data/prepare.py reads only UTF-8
     sys.stdout.reconfigure(encoding="utf-8")

@@ -23,7 +23,7 @@ COMPRESSED = {".gz": gzip.open, ".xz": lzma.open}
 PREVIEW_CHARACTERS = 1 << 20  # how many characters of a file are searched for signs of WikiText
 DOCUMENT_CHARACTERS = 1 << 22  # a longer document is divided, to save memory (not in .jsonl files)
 HEAD_CHARACTERS = 1 << 16
-NOT_TEXT = {  # files that begin with these bytes are refused; the values are parts of the error messages
+NOT_TEXT = {  # a file that begins with one of these bytes is refused; the value is part of the error message
     b"\xff\xfe": "is UTF-16 or UTF-32 text; convert it to UTF-8 first",
     b"\xfe\xff": "is UTF-16 text; convert it to UTF-8 first",
     b"\x00\x05\x16\x07": "is a companion file of macOS without text; leave it out",
@@ -48,9 +48,9 @@ class Source(NamedTuple):
 
 
 def find_sources(paths: list[str | Path], report: Callable = lambda line: None) -> list[Source]:
-    """Finds the text files of `paths`. Files with an unknown suffix in a folder are not read, and `report`
-    gets a message about them. Raises `UserError` if a path does not exist, is a prepared corpus, or has no
-    text files.
+    """Returns a `Source` for each text file in `paths`, which are files or folders. If a folder has files
+    with an unknown suffix, these files are not read, and `report` is called with a message. Raises
+    `UserError` if a path does not exist, is a prepared corpus, or has no text files.
     """
     sources = []
     for path in map(Path, paths):
@@ -80,12 +80,13 @@ def find_sources(paths: list[str | Path], report: Callable = lambda line: None) 
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files below `folder`. Prepared corpora are left out, and so are files and folders whose
-    names start with a dot. Links to folders are followed, but each folder is read only once.
+    """Yields the paths of all files in `folder` and its subfolders. Prepared corpora are left out. Files and
+    folders with a dot at the start of their names are left out, too. Links to folders are followed, but each
+    folder is read only once.
     """
     real = Path(os.path.realpath(folder))
-    # No folder in `entered` is read again. The parents of `folder` are in `entered`, because a link to a
-    # parent would lead to files outside `folder`.
+    # A folder in `entered` is not read again. The parents of `folder` are also in `entered`, because a link
+    # to a parent would lead to files outside `folder`.
     entered = {real, *real.parents}
     for inside, folders, names in os.walk(folder, followlinks=True):
         inside, found = Path(inside), sorted(folders)
@@ -99,7 +100,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def text_suffix(path: Path) -> str:
-    """Returns the suffix of a file name in lower case, without a .gz or .xz after it."""
+    """Returns the suffix of a file name in lower case. A .gz or .xz at the end of the name is ignored."""
     name = path.name.lower()
     for compressed in COMPRESSED:
         name = name.removesuffix(compressed)
@@ -107,8 +108,8 @@ def text_suffix(path: Path) -> str:
 
 
 def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[str], int]]:
-    """Yields (document, bytes) for each document of a file. `bytes` says how many bytes of the file have been
-    read so far (0 for a pipe).
+    """Yields the pair (document, number of bytes) for each document of a file. The second value is the number
+    of bytes that have been read from the file so far (0 for a pipe).
 
     In a .jsonl file, each line is one document. In WikiText, a document ends before the next top-level
     heading. In all other files, a document ends at a blank line. A document with more than
@@ -121,7 +122,7 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
         with open(path, "rb") as raw:
             unpacked = COMPRESSED.get(path.suffix.lower(), lambda file: file)(raw)
             check_is_text(unpacked.peek(64), path)
-            # "surrogateescape" lets invalid bytes pass, so that `checked_lines` can report their line
+            # "surrogateescape" lets invalid bytes pass, so that `checked_lines` can report the line number
             file = io.TextIOWrapper(unpacked, "utf-8-sig", "surrogateescape")
             start = file.read(PREVIEW_CHARACTERS) + file.readline()
             lines = checked_lines(itertools.chain(io.StringIO(start), file), path)
@@ -139,7 +140,7 @@ def read_documents(path: Path, wikitext: str = "auto") -> Iterator[tuple[list[st
 
 
 def check_is_text(start: bytes, path: Path) -> None:
-    """Raises `UserError` if the first bytes of a file show that it is not UTF-8 text."""
+    """Raises `UserError` if `start`, the first bytes of a file, shows that the file is not UTF-8 text."""
     for first, what in NOT_TEXT.items():
         if start.startswith(first):
             raise UserError(f"{path} {what}")
@@ -160,9 +161,10 @@ def checked_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def looks_like_wikitext(start: str, suffix: str) -> bool:
-    """Guesses from the start of a file whether it is WikiText. The first sign of WikiText is a heading like
-    `= Title =`. The second sign is one of ` @-@ `, ` @,@ `, ` @.@ ` and `<unk>` anywhere in the text. A
-    .tokens or .raw file needs one of the two signs, any other file needs both.
+    """Guesses from the start of a file whether the file is WikiText, and returns True if it is. The first
+    sign of WikiText is a heading like `= Title =`. The second sign is ` @-@ `, ` @,@ `, ` @.@ ` or `<unk>`
+    anywhere in `start`. For a .tokens or .raw file, one of the two signs is enough. Any other file needs both
+    signs.
     """
     signs = [any(HEADING.fullmatch(line.strip()) for line in start.split("\n")),
              MARKER.search(start) is not None]
@@ -170,8 +172,8 @@ def looks_like_wikitext(start: str, suffix: str) -> bool:
 
 
 def text_documents(lines: Iterable[str], is_wikitext: bool) -> Iterator[list[str]]:
-    """Divides lines into documents: before the top-level headings if `is_wikitext` is true, otherwise at
-    blank lines.
+    """Divides lines into documents, and yields the documents. If `is_wikitext` is true, a document ends
+    before each top-level heading. Otherwise, a document ends at each blank line.
     """
     document, size = [], 0
     for line in map(str.strip, lines):
@@ -197,20 +199,21 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
             text = json.loads(line)["text"]
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-        # RecursionError: thousands of nested brackets; ValueError: a number with thousands of digits
+        # thousands of nested brackets give a RecursionError, a number with thousands of digits a ValueError
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: this json cannot be read ({error})") from None
         except (KeyError, TypeError):
             text = None
         if not isinstance(text, str):
             raise UserError(f'{path}, line {number}: each line must be a json object with a string "text"')
-        # half of a surrogate pair (such as "\ud83d") is removed, because UTF-8 cannot store it
+        # one half of a surrogate pair without the other (such as "\ud83d") is removed, because UTF-8 has no
+        # code for it
         if document := stripped(text.encode(errors="ignore").decode()):
             yield document
 
 
 def stripped(text: str) -> list[str]:
-    """Returns the stripped lines of a text, without blank lines."""
+    """Returns a list of the lines of a text, without white space around them. Blank lines are left out."""
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
@@ -224,6 +227,6 @@ def plain_wikitext(line: str) -> str:
 
 
 def hash_share(text: str) -> float:
-    """Returns a hash of the first `HEAD_CHARACTERS` characters of a text, as a number in [0, 1) (sha256)."""
+    """Returns a sha256 hash of the first `HEAD_CHARACTERS` characters of a text, as a number in [0, 1)."""
     digest = hashlib.sha256(text[:HEAD_CHARACTERS].encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,5 +1,5 @@
-"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`. Settings for
-truncation or padding in a tokenizer.json have no effect.
+"""Loads, trains and saves BERT's WordPiece tokenizer, in the file formats of `transformers`. If a
+tokenizer.json has settings for truncation or padding, they are ignored.
 """
 
 import copy
@@ -22,23 +22,23 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import local_folder
 from minibert.data.tokenizer_files import CONFIG_NAMES, DEFAULTS, SPECIAL_TOKENS, read_tokenizer_files
 
-# The largest number of texts in one call of `tokenizers`. It saves memory, because the results are large.
+# The largest number of texts in one call of `tokenizers`. It limits the memory that the results need.
 ENCODED_AT_ONCE = 1024
-NO_LIMIT = 10**29  # a model_max_length from this value on means "no limit": transformers writes int(1e30)
+NO_LIMIT = 10**29  # a model_max_length of this value or more means "no limit"; transformers writes int(1e30)
 MAX_ALPHABET = 1000  # the largest number of different characters in a trained vocabulary
 
 
 class Tokenizer:
     """A WordPiece tokenizer with BERT's normaliser.
 
-    `added` are tokens, such as [MASK], that are found in a text before the text is divided into words. A word
-    with more than `max_word` characters becomes [UNK]. `names` are the texts of the special tokens, such as
-    [PAD], in the order of `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that
-    `save` writes again.
+    `options` are settings of the normaliser (default: `DEFAULTS`). `added` are tokens, such as [MASK], that
+    are found in a text before the text is divided into words. A word with more than `max_word` characters
+    becomes [UNK]. `names` are the texts of the special tokens, such as [PAD], in the order of
+    `SPECIAL_TOKENS`. `states` are the settings of a loaded tokenizer_config.json that `save` writes again.
 
-    `vocab_size` is the largest id plus 1. For each id, `special` says whether its token is special, and
-    `continuation` whether its token starts with '##'. `sha256` is a hash of everything that can change the
-    ids of a text.
+    `vocab_size` is the largest id plus 1. `special` and `continuation` are bool arrays with one value for
+    each id: `special` is True for special tokens, and `continuation` for tokens that start with '##'.
+    `sha256` is a hash of everything that can change the ids of a text.
     """
 
     def __init__(self, vocabulary: dict[str, int], options: dict | None = None,
@@ -95,7 +95,7 @@ class Tokenizer:
                max_length: int = 512) -> tuple[list[list[int]], list[list[int]]]:
         """Tokenises texts as [CLS] text [SEP], or as [CLS] text [SEP] pair [SEP]. Texts are cut so that each
         sequence has at most `max_length` tokens (see `longest_first`). Returns two lists of lists. The first
-        has the token ids of each sequence, the second has the segments of these tokens: 0 in
+        list has the token ids of each sequence. The second list has the segments of these tokens: 0 in
         "[CLS] text [SEP]", and 1 in "pair [SEP]".
         """
         specials = 2 if pairs is None else 3
@@ -115,11 +115,13 @@ class Tokenizer:
         return ids, segments
 
     def pieces(self, lines: list[str]) -> list[list[int]]:
-        """Returns the token ids of each line, without special tokens. Lines are not cut."""
+        """Returns a list with the token ids of each line, without [CLS] and [SEP]. Lines are not cut."""
         return [encoding.ids for encoding in self.encodings(lines)]
 
     def encodings(self, lines: list[str], offsets: bool = False) -> Iterator[tokenizers.Encoding]:
-        """Yields an `Encoding` of the library `tokenizers` for each line, without special tokens."""
+        """Yields an `Encoding` of the library `tokenizers` for each line, without [CLS] and [SEP]. The
+        offsets of the encodings are computed only with `offsets=True`.
+        """
         if isinstance(lines, str):
             raise UserError("texts must be a list, even if there is only one text: [text]")
         lines = list(lines)
@@ -128,13 +130,13 @@ class Tokenizer:
             yield from encode(lines[i:i + ENCODED_AT_ONCE], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Returns the text of token ids. Pieces with '##' are joined to the piece before them, and spaces
-        before common punctuation marks are removed.
+        """Returns the text of token ids. A piece with '##' is joined to the piece before it, and spaces
+        before common punctuation marks are removed. With `skip_special`, special tokens are left out.
         """
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def id_to_piece(self, i: int) -> str:
-        """Returns the piece with the id `i`. Raises `IndexError` if the vocabulary has no such id."""
+        """Returns the piece with the id `i`. Raises `IndexError` if `i` is `vocab_size` or more."""
         return self.vocabulary[i]
 
     def piece_to_id(self, piece: str) -> int:
@@ -143,7 +145,9 @@ class Tokenizer:
         return self.unk_id if i is None else i
 
     def lowercased(self) -> "Tokenizer":
-        """Returns a copy that first lower-cases all texts. The copy treats accents like the original."""
+        """Returns a copy of this tokenizer that lower-cases each text first. The copy removes accents only if
+        this tokenizer does.
+        """
         made = copy.copy(self)
         made.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         made.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), self.backend.normalizer])
@@ -152,14 +156,16 @@ class Tokenizer:
     def save(self, folder: str | Path, max_length: int = 512, segments: bool = True) -> None:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json, which `transformers` can read.
 
-        `max_length` is the number of positions of the model. It is written as model_max_length, unless the
-        loaded tokenizer_config.json has a smaller model_max_length, or one that means "no limit".
-        `segments` is True if the model has token types. In `transformers`, a DistilBERT raises an error if
-        the tokenizer returns token types.
+        `max_length` is the number of positions of the model. If the loaded tokenizer_config.json has a
+        model_max_length that is smaller or means "no limit", this value is written again. Otherwise,
+        `max_length` is written as model_max_length.
+
+        `segments` is True if the model has token types. With `segments=False`, the saved tokenizer returns no
+        token types in `transformers`, because a DistilBERT in `transformers` would raise an error for them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # not `self.backend.save`, because its error message does not say why writing failed
+        # `self.backend.save` is not used, because its error message does not say why writing failed
         text = self.backend.to_str(pretty=True)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
         lines = "".join(f"{piece}\n" for piece in self.vocabulary)
@@ -169,7 +175,8 @@ class Tokenizer:
         config |= {f"{role[1:-1].lower()}_token": name for role, name in zip(SPECIAL_TOKENS, self.names)}
         config["model_max_length"] = stated if stated <= max_length or stated >= NO_LIMIT else max_length
         config["tokenizer_class"] = "BertTokenizer" if segments else "DistilBertTokenizer"
-        # PreTrainedTokenizerFast, because BertTokenizer in transformers ignores max_word and clean_text
+        # If max_word or clean_text does not have its default, the class is PreTrainedTokenizerFast, because
+        # the class BertTokenizer of transformers ignores these settings of tokenizer.json.
         if self.max_word != 100 or not self.options["clean_text"]:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if not segments or config["tokenizer_class"] == "PreTrainedTokenizerFast":
@@ -178,9 +185,9 @@ class Tokenizer:
 
 
 def longest_first(n_a: int, n_b: int, room: int) -> tuple[int, int]:
-    """Returns how many tokens of each text to keep, so that both texts together have at most `room` tokens.
-    `n_a` and `n_b` are the lengths of the texts. Only the longer text is cut, until both texts have the same
-    length. Then both texts are cut.
+    """Cuts two texts, of `n_a` and `n_b` tokens, to at most `room` tokens together. Returns the new lengths
+    (length of the first text, length of the second text). At first, only the longer text is cut. If it gets
+    as short as the other text, both texts are cut equally.
     """
     if n_a + n_b <= room:
         return n_a, n_b
@@ -192,8 +199,8 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
     """Loads the tokenizer of a folder or of a model on the hub. docs/formats.md lists the file formats.
 
     A text gets the same ids as in `transformers` 5, with one exception. If no file says whether a vocab.txt
-    is cased, `is_cased` guesses, with a warning; `transformers` reads such a vocabulary as uncased. Raises
-    `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
+    is cased, `is_cased` guesses this and prints a warning, but `transformers` reads such a vocabulary as
+    uncased. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT tokenizer.
     """
     folder = source = local_folder(folder_or_hub_name, weights=False)
     try:
@@ -215,14 +222,15 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> Tokenizer:
 
 
 def check_generic(tokenizer: Tokenizer, description: dict) -> None:
-    """Checks `description`, the content of a tokenizer.json. Generic tokenizer classes of `transformers` read
-    the post-processor and the unk_token from tokenizer.json. Raises `UserError` if the post-processor does
-    not add BERT's special tokens to a pair of texts, or if the unk_token is not that of `tokenizer`.
+    """Checks `description`, the content of a tokenizer.json, for a generic tokenizer class (`_is_generic`).
+    In `transformers`, such a class reads the post-processor and the unk_token from tokenizer.json. Raises
+    `UserError` if the post-processor does not add BERT's special tokens to a pair of texts, or if the
+    unk_token is not that of `tokenizer`.
     """
     try:
         stored = tokenizers.Tokenizer.from_str(
             json.dumps(description | {"truncation": None, "padding": None}))
-    except Exception as error:  # the library raises plain Exceptions
+    except Exception as error:  # `tokenizers` raises `Exception`, not a subclass of it
         raise UserError(f"tokenizer.json is damaged ({error})") from None
     pair = stored.encode("", "")
     sep = tokenizer.sep_id
@@ -236,12 +244,12 @@ def check_generic(tokenizer: Tokenizer, description: dict) -> None:
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
-    """Trains a WordPiece vocabulary of at most `vocab_size` pieces on texts.
+    """Trains a WordPiece vocabulary of at most `vocab_size` pieces on `lines`, and returns its `Tokenizer`.
 
     The trainer of `tokenizers` would give ids to characters inside words ('##a') in random order. This
-    function chooses their ids, so that the same texts always give the same vocabulary. Raises `UserError` if
-    there is no text, or if `vocab_size` is too small for the special tokens and the single characters. 'a'
-    and '##a' count as two characters.
+    function chooses the ids of these characters, so that the same texts always give the same vocabulary.
+    Raises `UserError` if there is no text, or if `vocab_size` is too small for the special tokens and the
+    single characters. 'a' and '##a' count as two characters.
     """
     normalizer = normalizers.BertNormalizer(**DEFAULTS | {"lowercase": lowercase})
     counts = Counter()
@@ -272,8 +280,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, lowercase: bool = Tru
 
 
 def continues_words(character: str) -> bool:
-    """Returns whether a character can be inside a word. Punctuation marks and Chinese characters cannot,
-    because BERT's tokenizer makes each of them a separate word.
+    """Returns True if a piece '##' + `character` can exist. The result is False for punctuation marks and
+    Chinese characters, because BERT's tokenizer makes each of these characters a separate word.
     """
     if character.isascii():
         return character.isalnum()

@@ -13,7 +13,7 @@ from minibert.common.errors import UserError
 from minibert.common.hub_download import what_it_holds
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# the default options of BERT's normaliser; strip_accents None means: the same as lowercase
+# the default options of BERT's normaliser; if strip_accents is None, it has the value of lowercase
 DEFAULTS = dict(lowercase=True, strip_accents=None, handle_chinese_chars=True, clean_text=True)
 # the names that three of these options have in tokenizer_config.json
 CONFIG_NAMES = dict(lowercase="do_lower_case", strip_accents="strip_accents",
@@ -23,14 +23,15 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # The three sets below have the names of tokenizer classes in transformers. A name with Fast at the end, such
 # as BertTokenizerFast, is treated like the name without Fast.
 # - BERT_CLASSES: only the vocabulary and the added tokens of a tokenizer.json are used.
-# - FILE_CLASSES: all settings are from tokenizer.json. Without this file, vocab.txt is read.
-# - GENERIC_CLASSES: all settings are from tokenizer.json. Without this file, the class is refused.
+# - FILE_CLASSES: the options of the normaliser are from tokenizer.json, too. Without this file, vocab.txt is
+#   read.
+# - GENERIC_CLASSES: as FILE_CLASSES, but without a tokenizer.json, the class is refused.
 BERT_CLASSES = {f"{name}Tokenizer" for name in (
     "Bert", "DistilBert", "MobileBert", "Electra", "SqueezeBert", "LayoutLM", "Lxmert")}
 FILE_CLASSES = {f"{name}Tokenizer" for name in (
     "ConvBert", "DPRContextEncoder", "DPRQuestionEncoder", "Realm", "RetriBert")}
 GENERIC_CLASSES = {"PreTrainedTokenizer", "TokenizersBackend"}
-# the model_types whose default tokenizer class is BertTokenizer; None: an old config.json without one
+# the model_types whose default tokenizer class is BertTokenizer; None: an old config.json has no model_type
 MODEL_TYPES = (None, "bert", "distilbert", "mobilebert", "electra", "convbert", "squeezebert", "layoutlm",
                "lxmert", "retribert", "realm", "ernie", "megatron-bert", "nezha", "nomic_bert", "qdqbert",
                "visual_bert", "vilt")
@@ -55,8 +56,9 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The content of a tokenizer folder. `source` is the file of the vocabulary. `added` has pairs (added
-    token, id); if the id is None, the token gets the next free id. `generic` is the content of tokenizer.json
-    if the tokenizer class is generic (`_is_generic`), otherwise None.
+    token, id). If the id is None, the token has its id in `vocabulary`, or gets the next free id. `generic`
+    is the content of tokenizer.json if the tokenizer class is generic (`_is_generic`), otherwise None. The
+    other fields are arguments of `Tokenizer`.
     """
     source: Path
     vocabulary: dict[str, int]
@@ -71,11 +73,11 @@ class TokenizerFiles:
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the tokenizer of a folder.
 
-    The vocabulary is read from tokenizer.json if there is one, and otherwise from vocab.txt. If the folder's
-    tokenizer class is generic (`_is_generic`), the options of the normaliser are read from tokenizer.json. If
-    the class is not generic, the options are read from tokenizer_config.json, even if tokenizer.json states
-    other values. Raises `UserError` if a file is missing or damaged, or if the tokenizer is not a BERT
-    tokenizer.
+    The vocabulary is read from tokenizer.json if this file exists, and otherwise from vocab.txt. If the
+    folder's tokenizer class is generic (`_is_generic`), the options of the normaliser are read from
+    tokenizer.json. If the class is not generic, the options are read from tokenizer_config.json, even if
+    tokenizer.json has other values. Raises `UserError` if a file is missing or damaged, or if the tokenizer
+    is not a BERT tokenizer.
     """
     places = (folder / "tokenizer.json", folder / "vocab.txt")
     source = next((place for place in places if place.exists()), None)
@@ -107,8 +109,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         # has no word vector for a new id. `Tokenizer` then reports that the token is missing.
         added = [(token, i) for token, i in added
                  if i is not None or token.content in vocabulary or token.content not in names]
-        # In transformers, all blank lines of vocab.txt are one token "". This token changes the ids of added
-        # tokens outside the vocabulary. So it is removed only if the vocabulary has all added tokens.
+        # In transformers, all blank lines of vocab.txt are one token "". If an added token is not in the
+        # vocabulary, its id depends on the size of the vocabulary, so "" must stay. Otherwise "" is removed.
         if all(token.content in vocabulary for token, _ in added):
             vocabulary = {piece: i for piece, i in vocabulary.items() if piece}
         states = {key: value for key, value in config.items() if key not in NOT_KEPT} | extra
@@ -125,9 +127,10 @@ def _json(path: Path) -> dict:
 
 
 def _is_generic(config: dict, model: dict, described: bool) -> bool:
-    """Returns whether the folder's tokenizer class in transformers takes all settings from tokenizer.json.
-    `described` is true if there is a tokenizer.json. Raises `UserError` for an unknown class, and for
-    unsupported settings.
+    """Returns True if the tokenizer class of a folder is generic. A class is generic if it reads the options
+    of the normaliser from tokenizer.json in transformers, and if the folder has a tokenizer.json (`described`
+    is True). `config` and `model` are the contents of tokenizer_config.json and config.json. Raises
+    `UserError` for an unknown class, and for unsupported settings.
     """
     kind = model.get("model_type")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -148,9 +151,10 @@ def _is_generic(config: dict, model: dict, described: bool) -> bool:
 
 
 def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
-    """Returns the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the model is
-    not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, a generic class causes a
-    `UserError`. Any other class ignores the normaliser, so None is returned instead of the normaliser.
+    """Returns the pair of the entries "model" and "normalizer" of a tokenizer.json. Raises `UserError` if the
+    model is not BERT's WordPiece. If the normaliser or the pre-tokeniser is not BERT's, raises `UserError`
+    for a generic class. For any other class, returns None in place of the normaliser, because such a class
+    ignores the normaliser of tokenizer.json.
     """
     model, normalizer, splitter = (description.get(name) or {}
                                    for name in ("model", "normalizer", "pre_tokenizer"))
@@ -173,8 +177,8 @@ def _bert_parts(description: dict, generic: bool) -> tuple[dict, dict | None]:
 
 
 def _say_differences(source: Path, options: dict, normalizer: dict | None) -> None:
-    """Prints a warning if the normaliser in tokenizer.json is not BERT's (`normalizer` is None), or has other
-    options than the used `options`.
+    """Prints a warning if tokenizer.json has another normaliser than BERT's (`normalizer` is None), or if its
+    normaliser has other options than `options`, which are used.
     """
     used, stated = ({name: d["lowercase"] if d[name] is None else d[name] for name in CONFIG_NAMES}
                     for d in (options, options | (normalizer or {})))
@@ -191,9 +195,10 @@ def _say_differences(source: Path, options: dict, normalizer: dict | None) -> No
 
 def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: bool
                        ) -> tuple[list[str], list[tuple[AddedToken, int | None]], dict]:
-    """Returns three things: the texts of the five special tokens, for example [CLS]; all added tokens with
-    their ids (None: no file has an id); and a dict with the field "additional_special_tokens" or
-    "extra_special_tokens" of tokenizer_config.json (empty if there are no additional special tokens).
+    """Returns a tuple (names, added tokens, field). The names are the texts of the five special tokens, for
+    example [CLS]. The added tokens are pairs (token, id). The id is None if it is only in the vocabulary or
+    in no file. The field is a dict with the entry "additional_special_tokens" or "extra_special_tokens" for a
+    new tokenizer_config.json. If there are no additional special tokens, this dict is empty.
 
     If tokenizer_config.json has the field "added_tokens_decoder", the added tokens are read from this field.
     For a generic class, added tokens are also read from `inside`, the field "added_tokens" of tokenizer.json.
@@ -220,10 +225,10 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
         named, kept = named | extra, {"extra_special_tokens": extra}
     elif extra:
         kept = {"additional_special_tokens": [_content(token) for token in extra]}
-    # `apart` has the tokens that are found in a text before it is lower-cased, as in transformers. All other
-    # tokens of added_tokens.json are found after the text is lower-cased. The list
-    # `additional_special_tokens` of special_tokens_map.json is not added to `apart`, because transformers
-    # does not treat its tokens as special here.
+    # `apart` is used only for the tokens of added_tokens.json. As in transformers, a token in `apart` is
+    # found in a text before the text is lower-cased, and any other token after the text is lower-cased. The
+    # tokens in additional_special_tokens of special_tokens_map.json are not added to `apart`, because
+    # transformers finds them after the text is lower-cased.
     apart = [stated[key] for key in NAMED if stated.get(key)]
     apart += [] if isinstance(extra, dict) or extra is beside.get("additional_special_tokens") else extra
     apart = {_content(token) for token in apart}
@@ -244,7 +249,8 @@ def _special_and_added(folder: Path, config: dict, inside: list[dict], generic: 
 def _in_order(added: dict[int, dict], special: dict[str, str | dict]
               ) -> dict[str, tuple[AddedToken, int | None]]:
     """Returns a dict from the text of each added token to the pair (token, id), in the order in which
-    transformers adds the tokens. Tokens without an id get new ids in this order.
+    transformers adds the tokens. The id is None if `added` does not have the token. Tokens without an id in
+    `added` or in the vocabulary later get new ids, in the order of the dict.
     """
     tokens = {}
     for i, entry in sorted(added.items()):
@@ -253,7 +259,7 @@ def _in_order(added: dict[int, dict], special: dict[str, str | dict]
     for content, value in special.items():
         flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
         token, i = tokens.get(content) or (AddedToken(content, **flags), None)
-        token.special = True  # only special tokens can be left out by `Tokenizer.decode`
+        token.special = True  # `Tokenizer.decode` can leave out only the tokens with this flag
         tokens[content] = token, i
     return tokens
 
@@ -263,8 +269,8 @@ def _content(token: str | dict) -> str:
 
 
 def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
-    """Guesses whether a vocabulary is cased, and prints a warning with the guess. The share of tokens with a
-    capital letter decides. Tokens like [UNK] and <URL> are not counted.
+    """Guesses whether a vocabulary is cased, and returns True if it is. Prints a warning with the guess. The
+    share of tokens with a capital letter decides. Tokens like [UNK] and <URL> are not counted.
     """
     words = [piece for piece in vocabulary if piece[:1] + piece[-1:] not in ("[]", "<>")]
     capitals = sum(any(c.isupper() for c in piece) for piece in words)
@@ -276,9 +282,10 @@ def is_cased(vocabulary: dict[str, int], source: Path) -> bool:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Reads a vocab.txt as a dict from tokens to ids. The id of a token is its line number, counted from 0.
-    White space at the end of a line is ignored, as in `transformers`. All blank lines together are the token
-    "". A token on several lines gets the id of the last of these lines, with a warning (not for "").
+    """Returns a dict from the tokens of a vocab.txt to their ids. The id of a token is its line number,
+    counted from 0. White space at the end of a line is ignored, as in `transformers`. All blank lines
+    together are the token "". A token on several lines gets the id of the last of these lines. If this token
+    is not "", a warning is printed.
     """
     vocabulary, doubled, text = {}, [], read_text(path)
     check_is_the_file(path, text[:100].encode())

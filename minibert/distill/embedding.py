@@ -24,8 +24,8 @@ from minibert.model.sentences import pooling_of
 
 @dataclass(frozen=True)
 class EmbeddingWeights:
-    """The weights of the loss terms. Reimers and Gurevych minimise the mean squared error between the vectors
-    of student and teacher (`mse`).
+    """The weights of the loss terms. By default, the loss has only the term `cosine`. Reimers and Gurevych
+    minimise `mse`, the mean squared error between the vectors of student and teacher.
     """
 
     cosine: float = 1.0
@@ -38,9 +38,9 @@ class SentenceStudent(nn.Module):
     to the sentence vector.
 
     A student that is already a sentence encoder keeps its own layers. Any other student gets copies of the
-    teacher's layers. If the pooled vectors of student and teacher differ in width, a new linear layer comes
-    before the copies. The new layer maps the student's pooled vector to the width of the teacher's pooled
-    vector, and is saved with the student.
+    teacher's layers. If the pooled vectors of such a student and the teacher differ in width, a new linear
+    layer comes before the copies. The new layer maps the student's pooled vector to the width of the
+    teacher's pooled vector, and is saved with the student.
     """
 
     def __init__(self, encoder: Encoder, teacher: nn.Module):
@@ -57,10 +57,10 @@ class SentenceStudent(nn.Module):
                 linear = nn.Linear(*pooled)
                 truncated_normal_(linear.weight, self.config.initializer_range)
                 nn.init.zeros_(linear.bias)
-                # `Identity` is added: sentence-transformers saves an activation with each linear layer
+                # `Identity`, because `sentence_files` expects an activation after each linear layer
                 layers = [linear, nn.Identity(), *layers]
             self.sentences = replace(teacher_pooling, layers=nn.Sequential(*layers))
-        # `self.sentences` is not an nn.Module, so its layers would not be trained without `self.layers`.
+        # `self.sentences` is not an nn.Module, so without `self.layers` the layers in it would not be trained
         self.layers = self.sentences.layers
         widths = (self.sentences.vector_width(self.config), teacher_pooling.vector_width(teacher.config))
         if widths[0] != widths[1]:
@@ -70,15 +70,16 @@ class SentenceStudent(nn.Module):
 
 def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: EmbeddingWeights,
               counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss of a micro-batch. u_s and u_t (D,) are the vectors of student and teacher for a text.
-    h_s and h_t are the last hidden states of student and teacher at a token. The terms are:
+    """Returns the loss of a micro-batch, and a dict with the sum of each term. u_s and u_t (D,) are the
+    vectors of student and teacher for a text. h_s and h_t are the last hidden states of student and teacher
+    at a token. The terms are:
 
         cosine  1 - cos(u_s, u_t)
         mse     mean over D of (u_s - u_t)^2
         hidden  mean over the hidden size of (h_s - h_t)^2, at each token
 
-    If the student is not a `SentenceStudent`, its vectors are computed with the pooling of the teacher.
-    Raises `UserError` if the vectors of student and teacher have different widths.
+    If the student is not a `SentenceStudent`, its vectors are computed with the teacher's pooling. Raises
+    `UserError` if the vectors of student and teacher have different widths.
     """
     with torch.no_grad():
         teacher_last = encoder_of(teacher)(micro.batch)  # (N, hidden size)
@@ -98,16 +99,16 @@ def embedding(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights
 
 
 def embedding_counts(step: Step, weights: EmbeddingWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: the number of sequences or of tokens in the whole
-    step.
+    """Returns a dict from each loss term to the divisor of its sum: the number of sequences or of tokens in
+    the whole step.
     """
     return {"cosine": step.sequences, "mse": step.sequences, "hidden": step.tokens}
 
 
 def fit_embedding(student: Config, teacher: Config, weights: EmbeddingWeights) -> str:
-    """Returns a sentence for the user if student and teacher have different widths, and otherwise an empty
-    text. Raises `UserError` if the vocabularies differ, or if the widths differ and the weight of `hidden` is
-    not 0.
+    """Returns a sentence about the new linear layer if student and teacher have different widths, and
+    otherwise an empty text. Raises `UserError` if the vocabularies differ in size, or if the widths differ
+    and the weight of `hidden` is not 0.
     """
     check_vocabulary(student, teacher)
     if student.hidden_size == teacher.hidden_size:

@@ -16,8 +16,8 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def weighted_terms(sums: dict[str, Tensor], weights, counts: dict[str, int]
                    ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss and the detached `sums`. The loss is the sum over all terms of weight * (sum of the
-    term) / count. Each key of `sums` is also a key of `counts` and an attribute of `weights`.
+    """Returns a tuple: the loss, and `sums` as detached tensors. The loss is the sum over all terms of weight
+    * (sum of the term) / count. Each key of `sums` is also a key of `counts` and an attribute of `weights`.
     """
     loss = sum(getattr(weights, name) / counts[name] * term for name, term in sums.items())
     return loss, {name: term.detach() for name, term in sums.items()}
@@ -46,11 +46,10 @@ def hidden_sum(student: Tensor, teacher: Tensor, projection: Tensor | None = Non
     return (at_least_fp32(student) - at_least_fp32(teacher.detach())).square().mean(-1).sum()
 
 
-
 def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     """Returns the log-softmax of `x` (N, K) over the tokens of each sequence, separately in each of the K
-    columns. The result (N, K) is in fp32 or fp64. `offsets` (S + 1,) are those of the `Batch` with S
-    sequences.
+    columns. The result (N, K) is in fp32 (in fp64 if `x` is in fp64). `offsets` (S + 1,) are the offsets of
+    the `Batch` with these N tokens in S sequences.
     """
     x = at_least_fp32(x)
     rows, columns = x.shape
@@ -58,8 +57,8 @@ def segment_log_softmax(x: Tensor, offsets: Tensor) -> Tensor:
     lengths = torch.diff(offsets).long()
     # (N,), for each row the number of its sequence. Without `output_size`, torch would wait for the GPU.
     sequence = torch.repeat_interleave(torch.arange(sequences, device=x.device), lengths, output_size=rows)
-    # Subtracting the maximum prevents an overflow of exp. The result stays the same, so the maximum needs no
-    # gradient.
+    # The maximum is subtracted to prevent an overflow of exp. The result does not depend on the subtracted
+    # number, so the maximum needs no gradient.
     largest = x.new_full((sequences, columns), -torch.inf).scatter_reduce(
         0, sequence[:, None].expand(rows, columns), x.detach(), "amax")
     shifted = x - largest[sequence]

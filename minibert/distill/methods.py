@@ -26,14 +26,14 @@ class Method(NamedTuple):
     """The functions and settings of one method."""
 
     loss: Callable  # distilbert.py describes the arguments and results of a loss
-    weights: type  # a dataclass: the weights of the terms and other settings
-    counts: Callable  # takes (step, weights); returns, for each term, the divisor of its sum
+    weights: type  # a dataclass with the weights of the loss terms and other settings
+    counts: Callable  # takes (step, weights); returns a dict from each term to the divisor of its sum
     # Takes (student's config, teacher's config, weights). Raises `UserError` if the two models cannot be
     # compared. Returns a sentence for the user, for example the layer map, or an empty text.
     fit: Callable
     shape: Callable  # takes (teacher's config, number of layers); returns the student's default config
     head: str  # "mlm": the loss needs the MLM heads; "encoder": the loss needs only the encoders
-    defaults: dict  # the default values of options of train.py
+    defaults: dict  # default values of those options of train.py that depend on the method
     module: Callable | None = None  # takes (student, teacher); returns the module to train. None: the student
 
 
@@ -42,11 +42,11 @@ BERT = dict(init="teacher", masking="bert", mask_share=0.15, optimizer="adamw", 
             beta2=0.999, weight_decay=0.01, clip=1.0, min_length=12)
 
 METHODS = {
-    "distilbert": Method(  # the settings of the first training command in DistilBERT's README
+    "distilbert": Method(  # its defaults are the options of the first training command in DistilBERT's README
         distilbert, DistilBERTWeights, distilbert_counts, fit_distilbert, distilbert_of, "mlm",
         BERT | dict(masking="smoothed", lr=5e-4, warmup=0.05, beta2=0.98, weight_decay=0.0, clip=5.0)),
     "mlm": Method(mlm, MLMWeights, mlm_counts, fit_mlm, distilbert_of, "mlm", BERT),
-    # TinyBERT and MiniLM have no MLM loss, so no token of their text is masked (`mask_share` 0).
+    # TinyBERT, MiniLM and MiniLMv2 have no MLM loss, so no token is masked (`mask_share` 0).
     "tinybert": Method(
         tinybert, TinyBERTWeights, tinybert_counts, fit_tinybert, tinybert_of, "encoder",
         BERT | dict(init="random", mask_share=0.0),
@@ -59,18 +59,20 @@ METHODS = {
         BERT | dict(init="random", mask_share=0.0, lr=5e-4)),
     "mobilebert": Method(
         mobilebert, MobileBERTWeights, mobilebert_counts, fit_mobilebert, mobilebert_of, "mlm",
-        # MobileBERT's authors use the learning rate 1.5e-3 with batches of 2,048 sequences.
+        # The learning rate 1.5e-3 is that of MobileBERT's authors, for batches of 2,048 sequences.
         BERT | dict(init="embeddings", optimizer="lamb", lr=1.5e-3, warmup=0.02)),
     "embedding": Method(
         embedding, EmbeddingWeights, embedding_counts, fit_embedding, halved, "encoder",
-        # `min_length` is 3, so that a text may have one token besides [CLS] and [SEP]. With batches of 32
-        # texts, the learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
+        # `min_length` is 3, because a text may be [CLS], a single token and [SEP]. With batches of 32 texts,
+        # the learning rate 2e-4 was better than 5e-4 and 1e-3 (docs/sentence-encoders.md).
         BERT | dict(mask_share=0.0, dropout=0.0, lr=2e-4, warmup=0.05, min_length=3), SentenceStudent),
 }
 
 
 def terms_of(method: str) -> tuple[str, ...]:
-    """Returns the names of a method's loss terms. The accuracy has no weight, so it is no loss term."""
+    """Returns a tuple with the names of a method's loss terms. The accuracy has no weight, so it is no loss
+    term.
+    """
     weights = METHODS[method].weights()
     # the `Step` may have any numbers, because only the names of the counts are used
     counted = METHODS[method].counts(Step([], 1, 1, 1), weights)
@@ -78,8 +80,8 @@ def terms_of(method: str) -> tuple[str, ...]:
 
 
 def weights_of(method: str, **changed) -> object:
-    """Returns the default weights of a method, with the fields in `changed` replaced. Raises `UserError` if
-    every weight is 0.
+    """Returns the weights of a method: an object of the class `Method.weights` with the default values,
+    except for the fields in `changed`. Raises `UserError` if all loss terms have weight 0.
     """
     weights = METHODS[method].weights(**changed)
     if not any(getattr(weights, name) for name in terms_of(method)):
@@ -88,8 +90,9 @@ def weights_of(method: str, **changed) -> object:
 
 
 def check_models(method: str, student: nn.Module, teacher: nn.Module | None, weights) -> None:
-    """Raises `UserError` if the method needs a teacher or an MLM head that is missing, or if the method's
-    `fit` refuses the two models. The method mlm does not read its teacher, so its teacher is not checked.
+    """Raises `UserError` if the method needs a teacher or an MLM head that is missing, or if the two models
+    do not fit the method (see `Method.fit`). The method `mlm` does not use its teacher, so its teacher is not
+    checked.
     """
     models = {"student": student} if method == "mlm" else {"student": student, "teacher": teacher}
     for whose, model in models.items():
@@ -105,13 +108,13 @@ def check_models(method: str, student: nn.Module, teacher: nn.Module | None, wei
 
 def distillation_loss(method: str, student: nn.Module, teacher: nn.Module | None, batch: MicroBatch, **changed
                       ) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss of a method on one batch, and the mean of each loss term (with MLM, also the
-    accuracy). `changed` replaces default weights, for example `cosine=0`. Call `student.train()` and
-    `teacher.eval()` before this function.
+    """Returns a method's loss on one batch, and a dict with the mean of each loss term. If the method has an
+    MLM term, the dict also has the accuracy. `changed` replaces default weights, for example `cosine=0`. Call
+    `student.train()` and `teacher.eval()` before this function.
 
-    If the student is narrower or wider than the teacher, TinyBERT needs a `TinyBERTStudent` as the student,
-    and the method embedding needs a `SentenceStudent`. Raises `UserError` if the two models do not fit the
-    method.
+    If the student is narrower or wider than the teacher, the method `tinybert` needs a `TinyBERTStudent` as
+    the student, and the method `embedding` needs a `SentenceStudent`. Raises `UserError` if the method is not
+    known, if all loss terms have weight 0, or if the two models do not fit the method.
     """
     if method not in METHODS:
         raise UserError(f"the method {method!r} is not known; there are: {', '.join(METHODS)}")

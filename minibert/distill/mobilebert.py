@@ -1,6 +1,6 @@
 """Computes the loss of MobileBERT (Sun et al. 2020), which compares the feature maps (hidden states), the
 attention and the outputs of student and teacher. The sources are the authors' code and summaries of the
-paper, which was not read. distilbert.py describes the arguments and results of a loss.
+paper; the paper was not read. distilbert.py describes the arguments and results of a loss.
 training/mobilebert_stages.py decides which terms a step uses.
 """
 
@@ -32,16 +32,16 @@ class MobileBERTWeights:
     mlm: float = 0.5  # alpha in the paper
     kd: float = 0.5  # 1 - alpha in the paper
     temperature: float = 1.0  # temperature of KD; the paper has none
-    layers: tuple[int, ...] | None = None  # the numbers of the compared layers (from 1); None: all layers
+    layers: tuple[int, ...] | None = None  # the numbers (from 1) of the layers to compare; None: all layers
 
 
 def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: MobileBERTWeights,
                counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss of knowledge transfer for the layers in `weights.layers`. If the weight of `mlm` or
-    `kd` is not 0, the loss of pre-training distillation is added.
+    """Returns the loss of knowledge transfer for the layers in `weights.layers`, and a dict with the sum of
+    each term. If the weight of `mlm` or `kd` is not 0, the loss of pre-training distillation is added.
 
     The terms of the transfer are `feature_map`, `mean`, `variance` and `attention`. Each of these terms is
-    summed over the compared layers and divided by L, the number of all student layers. The attention term is
+    summed over `weights.layers` and divided by L, the number of all student layers. The attention term is
     KL(a_t || a_s), averaged over the heads and tokens of each sequence. a_t and a_s are the attention
     distributions of a token in teacher and student.
 
@@ -58,7 +58,7 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
     sums: dict[str, Tensor] = {}
     for layer in layers:
         terms = feature_map_sums(student_trace.hiddens[layer], teacher_trace.hiddens[layer])
-        if weights.attention:  # `queries` begins with layer 1, because the embeddings have no queries
+        if weights.attention:  # layer 1 has the index 0 in `queries`, because the embeddings have no queries
             terms["attention"] = relation_sum(
                 student_trace.queries[layer - 1], student_trace.keys[layer - 1],
                 teacher_trace.queries[layer - 1], teacher_trace.keys[layer - 1], micro.batch)
@@ -74,16 +74,16 @@ def mobilebert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weight
 
 
 def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    """Returns the three terms of the feature-map transfer of one layer, as sums over tokens. h_s and h_t (D,)
-    are the hidden states of student and teacher at a token:
+    """Returns a dict with the three terms of the feature-map transfer of one layer, as sums over tokens. h_s
+    and h_t (D,) are the hidden states of student and teacher at a token:
 
         feature_map  mean over D of (LN(h_s) - LN(h_t))^2, LN without weights
         mean         (mean_s - mean_t)^2, means over D
         variance     |var_s - var_t|, variances over D
 
     As in the authors' code, the three terms replace the paper's L_FMT, the mean square of h_s - h_t. But the
-    authors' code computes mean_t and var_t from the states of all teacher layers. This function computes them
-    from the states of one layer.
+    authors' code computes mean_t and var_t from the states of all teacher layers. This function computes
+    mean_t and var_t from the states of one layer.
     """
     h_s, h_t = at_least_fp32(student), at_least_fp32(teacher.detach())
     normal_s, normal_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))
@@ -95,8 +95,9 @@ def feature_map_sums(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Tensor, Tensor],
                           micro: MicroBatch, weights: MobileBERTWeights, counts: dict[str, int]
                           ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the weighted MLM and KD loss at masked tokens, and the sums of the two terms without weights.
-    `last` has two tensors: the last hidden states (N, D) of the student and of the teacher at N tokens.
+    """Returns the weighted sum of the MLM and KD losses at masked tokens, and a dict with the sum of each
+    loss (without weights) and the number of correct predictions. `last` has two tensors: the last hidden
+    states (N, D) of the student and of the teacher at N tokens.
     """
     last, teacher_last = last
     rows = micro.masked.to(last.device, non_blocking=True)  # (M,) for M masked tokens
@@ -109,8 +110,8 @@ def distillation_at_masks(student: nn.Module, teacher: nn.Module, last: tuple[Te
 
 
 def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) -> Trace:
-    """Returns the hidden states, queries, keys and values of the layers up to layer `deepest`. If
-    `every_layer` is false, the `Trace` has only the last hidden states.
+    """Returns a `Trace` with the hidden states, queries, keys and values of the layers up to layer `deepest`.
+    If `every_layer` is false, the `Trace` has only the last hidden states.
     """
     if every_layer:
         return encoder.trace(micro.batch, deepest)
@@ -118,8 +119,8 @@ def trace(encoder: Encoder, micro: MicroBatch, every_layer: bool, deepest: int) 
 
 
 def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term and the accuracy, the divisor of its sum: the number of tokens, sequences
-    or masked tokens in the whole step.
+    """Returns a dict from each loss term and "accuracy" to the divisor of its sum: the number of tokens,
+    sequences or masked tokens in the whole step.
     """
     masked = max(1, step.masked)
     return {"feature_map": step.tokens, "mean": step.tokens, "variance": step.tokens,
@@ -127,9 +128,10 @@ def mobilebert_counts(step: Step, weights: MobileBERTWeights) -> dict[str, int]:
 
 
 def fit_mobilebert(student: Config, teacher: Config, weights: MobileBERTWeights) -> str:
-    """Raises `UserError` if student or teacher is neither a MobileBERT nor an IB-BERT, or if they differ in
-    one of the sizes listed in the call of `check_equal`. Also raises `UserError` if all weights of the
-    transfer, or all weights of the distillation, are 0. Otherwise returns an empty text.
+    """Raises `UserError` if student or teacher is neither a MobileBERT nor an IB-BERT, or if the two models
+    differ in the sizes of vocabulary, hidden states or word embeddings, or in the numbers of positions,
+    layers, heads or token types. Also raises `UserError` if all terms of the transfer, or both terms of the
+    distillation, have weight 0. Otherwise returns an empty text.
     """
     for config, whose in ((student, "student"), (teacher, "teacher")):
         if not isinstance(config, MobileConfig):

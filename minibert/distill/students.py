@@ -1,5 +1,5 @@
-"""Builds student models. Decides which config a student has, which teacher layers it copies, and which
-teacher layers it imitates.
+"""Builds student models. This file decides which config a student has, which teacher layers it copies, and
+which teacher layers it imitates.
 """
 
 import re
@@ -24,7 +24,8 @@ def halved(teacher: Config, layers: int | None = None) -> Config:
 
 def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
     """Returns the config of a DistilBERT student for the BERT `teacher`. The student has no token types, no
-    pooler, and `layers` layers (None: half of the teacher's layers, at least 1).
+    pooler, and `layers` layers (None: half of the teacher's layers, at least 1). Raises `UserError` if the
+    teacher is a MobileBERT.
     """
     if isinstance(teacher, MobileConfig):
         raise UserError("a DistilBERT has half the layers of a BERT, and the teacher is a MobileBERT: give "
@@ -33,16 +34,18 @@ def distilbert_of(teacher: Config, layers: int | None = None) -> Config:
 
 
 def tinybert_of(teacher: Config, layers: int | None = None) -> Config:
-    """Returns the config of a TinyBERT student: the preset tinybert-4 with `layers` layers (None: 4).
-    Some fields have the teacher's values: those listed in `same` in `preset_of`.
+    """Returns the config of a TinyBERT student: the preset tinybert-4 with `layers` layers (None: 4). The
+    fields in the list `same` of `preset_of` have the teacher's values.
     """
     return preset_of("tinybert-4", teacher, layers)
 
 
 def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
-    """Returns the config of a MobileBERT student for the IB-BERT `teacher`. The fields listed in `same` are
-    the teacher's. `bottleneck_size` is a quarter of the teacher's width, and `intermediate_size` is 4 times
-    `bottleneck_size`. All other fields are those of the published MobileBERT.
+    """Returns the config of a MobileBERT student for the IB-BERT `teacher`. The fields in the dict `same`
+    have the teacher's values. `bottleneck_size` is a quarter of the teacher's `hidden_size`, and
+    `intermediate_size` is 4 times `bottleneck_size`. All other fields are those of the published MobileBERT.
+    Raises `UserError` if the teacher is a BERT or DistilBERT, or if `layers` is neither None nor the
+    teacher's number of layers.
     """
     if not isinstance(teacher, MobileConfig):
         raise UserError(f"the teacher of --method mobilebert is an IB-BERT, and this one is a "
@@ -57,9 +60,9 @@ def mobilebert_of(teacher: Config, layers: int | None = None) -> MobileConfig:
 
 
 def preset_of(name: str, teacher: Config, layers: int | None = None, copied: bool = False) -> Config:
-    """Returns the config of the preset `name`, but with the teacher's values of the fields listed in `same`.
+    """Returns the config of the preset `name`. The fields in the list `same` have the teacher's values.
     `layers` is the number of layers (None: that of the preset). `copied` must be true if the student will
-    copy layers of the teacher.
+    copy teacher layers, because these layers need the teacher's `activation` and `norm_eps`.
     """
     same = ["vocab_size", "max_positions", "pad_id", "labels", "problem_type"]
     if copied:
@@ -71,10 +74,11 @@ def preset_of(name: str, teacher: Config, layers: int | None = None, copied: boo
 # ---------------------------------------------------------------- layer maps
 
 def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """Returns, for each student layer, the teacher layer (counted from 0) that it copies. Layer i of the
-    student copies teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of layers
-    of teacher and student. For a student of 6 layers and a teacher of 12 layers, the result is 0, 2, 4, 7, 9,
-    11, as in DistilBERT.
+    """Returns a list with the number (from 0) of the teacher layer that each student layer copies. Layer i of
+    the student copies teacher layer round(i (L_t - 1) / (L_s - 1)), where L_t and L_s are the numbers of
+    layers of teacher and student. For a student of 6 layers and a teacher of 12 layers, the list is 0, 2, 4,
+    7, 9, 11, as in DistilBERT. A student of one layer copies layer 0. Raises `UserError` if the student has
+    more layers than the teacher.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise UserError(f"a student of {student_layers} layers cannot be copied "
@@ -86,10 +90,11 @@ def copied_layers(student_layers: int, teacher_layers: int) -> list[int]:
 
 def imitated_layers(student_layers: int, teacher_layers: int,
                     given: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Returns the layer map g(0), g(1) ... g(L_s): student layer m imitates teacher layer g(m). Layer 0 is
-    the embedding output, so g(0) = 0. If `given` is None, g(m) is round(m L_t / L_s) (Jiao et al. 2019),
-    where L_s and L_t are the numbers of layers of student and teacher. Otherwise, `given` is the list g(1),
-    ..., g(L_s).
+    """Returns the layer map as a tuple (g(0), g(1), ..., g(L_s)): student layer m imitates teacher layer
+    g(m). Layer 0 is the embedding output, so g(0) = 0. If `given` is None, g(m) is round(m L_t / L_s) (Jiao
+    et al. 2019), where L_s and L_t are the numbers of layers of student and teacher. Otherwise, `given` is
+    the tuple (g(1), ..., g(L_s)). Raises `UserError` if `given` does not name one teacher layer for each
+    student layer, or if `given` is None and the student has more layers than the teacher.
     """
     if given is None:
         if not 1 <= student_layers <= teacher_layers:
@@ -114,17 +119,19 @@ def make_student(teacher: nn.Module, shape: str | Config | None = None, *, layer
     teacher's mode (train or eval).
 
     `shape` is the name of a preset or a `Config` (None: the teacher's config with half of the layers).
-    `layers` replaces the number of layers of the shape. If `layer_map` is given and `layers` is not, the
-    student has one layer for each number in `layer_map`, except if `shape` is a `Config`.
+    `layers` is the number of layers. If `layers` is None and `shape` is a `Config`, the student has as many
+    layers as this config. If `layers` is None and `shape` is no `Config`, the student has one layer for each
+    number in `layer_map`. If `layer_map` is None as well, the student has as many layers as the shape.
 
     `init` says which weights are copied. "teacher" copies the embeddings, the head and teacher layers.
-    `layer_map` has the numbers (from 0) of these layers (None: the result of `copied_layers`). "embeddings"
-    copies only the embeddings and the head. "random" copies nothing, so the student may have any width.
-    Weights that are not copied are random and depend on `seed`.
+    `layer_map` has the number (from 0) of the copied teacher layer for each student layer (None: the result
+    of `copied_layers`). "embeddings" copies only the embeddings and the head. "random" copies nothing, so the
+    student may have any width. Weights that are not copied are random and depend on `seed`.
 
-    `fold_segments` is for a student without token types. If it is true, the teacher's vector of token type 0
-    is added to every copied position vector. So a single text has the same embeddings in student and teacher.
-    If it is false, the vector of token type 0 is left out, as in DistilBERT's original script.
+    `fold_segments` is for a student without token types. If `fold_segments` is true, the teacher's vector of
+    token type 0 is added to every copied position vector. So a single text has the same embeddings in student
+    and teacher. If `fold_segments` is false, the vector of token type 0 is left out, as in DistilBERT's
+    original script.
     """
     if init not in STARTS:
         raise UserError(f"init {init!r} is not known: {', '.join(STARTS)}")
@@ -156,8 +163,8 @@ def student_config(teacher: Config, shape: str | Config | None, layers: int | No
 
 
 def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Module:
-    """Returns a new model with the given config and the teacher's kind of head. If the teacher has no head,
-    the model has a pooler only if `pooler` is true and the teacher has a pooler.
+    """Returns a new model with the config `config` and the teacher's kind of head. If the teacher has no
+    head, the model has a pooler only if `pooler` is true and the teacher has a pooler.
     """
     if isinstance(teacher, Encoder):
         return build_encoder(config, pooler and teacher.pooler is not None)
@@ -166,9 +173,9 @@ def same_head(teacher: nn.Module, config: Config, pooler: bool = False) -> nn.Mo
 
 @torch.no_grad()
 def random_weights(model: nn.Module, seed: int) -> nn.Module:
-    """Gives a model random weights, which depend only on `seed` and the config, and returns the model. All
-    token types get the same vector. In pre-training, all text has token type 0, so a random vector of token
-    type 1 would stay untrained. In fine-tuning, this vector would add noise to text pairs.
+    """Gives a model random weights and returns the model. The weights depend only on `seed` and the config.
+    All token types get the same vector. In pre-training, all text has token type 0, so a random vector of
+    token type 1 would stay untrained. In fine-tuning, this vector would add noise to text pairs.
     """
     init_weights(model, torch.Generator().manual_seed(seed))
     segment = encoder_of(model).segment
@@ -182,16 +189,16 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
            ) -> nn.Module:
     """Copies the teacher's weights into a student with the same kind of head, and returns the student.
     `layers` has, for each student layer, the number (from 0) of the copied teacher layer (None: no layers are
-    copied).
+    copied). `make_student` describes `fold_segments`.
     """
     check_embeddings(student.config, teacher.config)
     other_norm = getattr(student.config, "norm", None) != getattr(teacher.config, "norm", None)
-    # A copied tensor has the same name in both models, except for the number of the layer.
     teacher_weights, student_weights = teacher.state_dict(), {}
     for name in student.state_dict():
+        # `origin` is the tensor's name in the teacher: it equals `name`, except for the number of the layer
         origin, layer = name, re.fullmatch(r"((?:encoder\.)?layers\.)(\d+)(\..*)", name)
         if layer and layers is None or other_norm and re.match(r"(encoder\.)?norm\.", name):
-            continue  # the embeddings' norm is copied only if both models have the same kind of norm
+            continue  # no layers are copied, or one model has a LayerNorm and the other a NoNorm
         if layer:
             origin = f"{layer[1]}{layers[int(layer[2])]}{layer[3]}"
         if origin not in teacher_weights:
@@ -208,7 +215,7 @@ def copied(teacher: nn.Module, student: nn.Module, layers: Sequence[int] | None,
 
 def check_equal(student: Config, teacher: Config, sizes: dict[str, str], hint: str) -> None:
     """Raises `UserError` if student and teacher differ in one of `sizes`, a dict from config fields to their
-    names in the error message.
+    names in the error message. `hint` is the end of the message.
     """
     for name, meaning in sizes.items():
         student_size, teacher_size = getattr(student, name), getattr(teacher, name)
@@ -221,7 +228,7 @@ OUTER_SIZES = {"vocab_size": "vocabulary", "hidden_size": "width", "max_position
 
 
 def check_vocabulary(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if the vocabularies of student and teacher differ."""
+    """Raises `UserError` if student and teacher have vocabularies of different sizes."""
     check_equal(student, teacher, {"vocab_size": "vocabulary"}, "both read the same ids")
 
 
@@ -232,13 +239,15 @@ def check_heads(student: Config, teacher: Config) -> None:
 
 
 def check_embeddings(student: Config, teacher: Config) -> None:
-    """Raises `UserError` if the teacher's embeddings cannot be copied."""
+    """Raises `UserError` if the student cannot copy the teacher's embeddings, because a size differs."""
     check_equal(student, teacher, OUTER_SIZES | {"embedding_size": "width of the word embeddings"}, "to copy "
                 "weights, vocabulary, width and positions must be equal (--init random allows any width)")
 
 
 def check_layers(student: Config, teacher: Config, layers: Sequence[int]) -> None:
-    """Raises `UserError` if the teacher layers with the numbers `layers` (from 0) cannot be copied."""
+    """Raises `UserError` if the student cannot copy the teacher layers with the numbers `layers` (from 0), or
+    the teacher's embeddings.
+    """
     check_embeddings(student, teacher)
     if len(layers) != student.layers or not all(0 <= i < teacher.layers for i in layers):
         raise UserError(f"layer map {list(layers)} must have {student.layers} numbers from 0 to "

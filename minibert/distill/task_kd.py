@@ -4,9 +4,10 @@ states of student and teacher (PKD, Sun et al. 2019).
 
     L = (1 - alpha) L_hard + alpha L_soft + beta L_patience
 
-Each term is a sum over examples, divided by the number of examples of the whole step (L_hard: of examples
-with a label). The teacher's outputs and [CLS] states are computed once, before training, and are part of each
-batch.
+Each term is a sum over examples. The sums of L_soft and L_patience are divided by the number of examples of
+the whole step. The sum of L_hard is divided by the number of these examples that have a label. The teacher's
+outputs and [CLS] states are computed once, before training. `LabelledBatch.targets` has the outputs and
+states for the examples of a batch.
 """
 
 from dataclasses import dataclass
@@ -31,12 +32,12 @@ class TaskWeights:
 
 
 def patience_layers(student_layers: int, teacher_layers: int, which: str) -> list[tuple[int, int]]:
-    """Returns the pairs (student layer, teacher layer) of PKD, as in the authors' code. Layers are
+    """Returns a list of the pairs (student layer, teacher layer) of PKD, as in the authors' code. Layers are
     counted from 1. PKD compares the [CLS] states of the two layers of a pair. The student's last layer is in
     no pair, because it learns from the teacher's outputs.
 
-    For example, a student has 6 layers and its teacher 12. With `which` = "skip", the teacher layers are 2,
-    4, 6, 8 and 10. With `which` = "last", the teacher layers are 7 to 11.
+    For example, a student has 6 layers and its teacher 12. If `which` is "skip", the teacher layers are 2, 4,
+    6, 8 and 10. If `which` is "last", the teacher layers are 7 to 11.
     """
     if not 1 < student_layers <= teacher_layers:
         raise UserError("PKD compares the layers below the last layer, so a student needs 2 layers or more, "
@@ -51,23 +52,24 @@ def hard_sum(model: nn.Module, logits: Tensor, labels: Tensor, offsets: Tensor) 
     """Returns the loss on the labels, summed over the examples that have a label. The loss is the
     cross-entropy for classes and spans, and the squared error for scores (regression). `labels` (S,) are the
     classes or scores of S examples; -1 (class) and NaN (score) mean "no label". For spans, `labels` (S, 2)
-    has the start and the end of each answer, and `offsets` are those of the `Batch`.
+    has the start and the end of each answer, and `offsets` are the offsets of the `Batch`.
     """
     logits = at_least_fp32(logits)
     if isinstance(model, Span):
         return span_loss(logits, offsets, labels[:, 0], labels[:, 1])
     if model.config.regression:
-        # The loss of an example without a label is set to 0. Indexing with a mask would wait for the GPU to
-        # count the labels.
+        # The loss of an example without a label is set to 0. Removing the example, by indexing with a mask,
+        # would wait for the GPU to count the labels.
         return (logits[:, 0] - labels).masked_fill(~labels.isfinite(), 0).square().sum()
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
 
 
 def soft_sum(model: nn.Module, logits: Tensor, teacher_logits: Tensor, offsets: Tensor, temperature: float
              ) -> Tensor:
-    """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
-    For spans, the KL of an example is the mean of two: the KL for the start and the KL for the end. For
-    regression, returns the sum of the squared differences between the scores.
+    """Returns the sum over examples of T^2 KL(teacher || student) at the temperature T = `temperature`
+    (Hinton et al. 2015). For spans, the KL of an example is the mean of two: the KL for the start and the KL
+    for the end. For regression, returns the sum of the squared differences between the scores of student and
+    teacher.
     """
     logits, teacher_logits = at_least_fp32(logits), at_least_fp32(teacher_logits)
     if isinstance(model, Span):
@@ -83,8 +85,8 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
     summed over the examples. `student_cls` and `teacher_cls` (S, P, D) have the [CLS] states of P layers, of
     width D, for S examples.
 
-    The mean is over the P layers and D elements, as in the authors' code. According to
-    summaries, the paper has the sum, but the published values of beta (10 to 1000) are for the mean.
+    The mean is over the P layers and D elements, as in the authors' code. According to summaries, the paper
+    has a sum instead of the mean, but the published values of beta (10 to 1000) are for the mean.
     """
     difference = (F.normalize(at_least_fp32(student_cls), dim=-1)
                   - F.normalize(at_least_fp32(teacher_cls), dim=-1))
@@ -93,9 +95,9 @@ def patience_sum(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 
 def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: dict[str, int],
                 micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the micro-batch's part of (1 - alpha) L_hard + alpha L_soft of the whole step. Also returns,
-    without weights, the detached sums of L_hard and of L_soft over the micro-batch's examples. A term with
-    weight 0 is left out.
+    """Returns a tuple: the micro-batch's part of the step's loss (1 - alpha) L_hard + alpha L_soft, and a
+    dict with the detached sums "hard" and "soft" over the micro-batch's examples, without weights. A term
+    with weight 0 is left out.
     """
     batch, loss, sums = micro.batch, logits.new_zeros((), dtype=torch.float32), {}
     if weights.alpha < 1:
@@ -109,9 +111,9 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the micro-batch's part of the step's loss, and the detached sum of each term over the
-    micro-batch. `layers` are the student layers, numbered from 1, whose [CLS] states are
-    compared with those of the teacher.
+    """Returns a tuple: the micro-batch's part of the step's loss, and a dict with the detached sum of each
+    term over the micro-batch. `layers` are the numbers (from 1) of the student layers in the pairs of
+    `patience_layers`. If `layers` is empty, there is no L_patience.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)

@@ -1,5 +1,5 @@
-"""Lists all methods that learn a task from a teacher. The losses are in task_kd.py (kd and pkd), tinybert.py
-and theseus.py.
+"""Lists all methods of fine-tuning with a teacher in the table `TASK_METHODS`. The losses are in task_kd.py
+(kd and pkd), tinybert.py and theseus.py.
 """
 
 from typing import NamedTuple
@@ -10,9 +10,9 @@ class TaskMethod(NamedTuple):
 
     learns: str  # what the student learns, as a text for the help
     needs_teacher: bool  # false: the method also works with the labels alone
-    spans: bool  # true: the method can learn SQuAD
+    spans: bool  # true: the method also works for SQuAD, whose answers are spans of the text
     cut: bool  # true: the student's layers must be copied from the teacher at the start
-    defaults: dict  # default values of the named options of finetune.py in a run with --teacher
+    defaults: dict  # default values of options of finetune.py in a run with --teacher
 
 
 TASK_METHODS = {

@@ -1,14 +1,14 @@
 """Computes the loss of BERT-of-Theseus (Xu et al. 2020), which trains the student's layers inside the
 teacher.
 
-The teacher's layers are divided into groups, one group for each student layer. In each step and each group,
-the student layer is used with the probability `replace_rate`, and otherwise the teacher layers are used.
-Embeddings, pooler and head are copies of the teacher's; only the student's layers are trained. The loss
-compares the outputs of this mixed model with the labels, and with the teacher's outputs if `alpha` is above
-0.
+The teacher's layers are divided into groups, one group for each student layer. In each step, each student
+layer replaces its group with a probability that rises during the training (`replace_rate`). The resulting
+mixed model has the student's embeddings, pooler and head, which are copies of the teacher's. Only the
+student's layers are trained. The loss is (1 - alpha) L_hard + alpha L_soft, as in task_kd.py, with the
+outputs of the mixed model (by default, alpha is 0).
 
-The probability rises during the training. When it is 1, the training continues without
-teacher layers. In the paper, this part of the run is a second stage.
+When the probability has become 1, the mixed model is the student, and the training continues without teacher
+layers. In the paper, this part of the run is a second stage.
 """
 
 import math
@@ -22,14 +22,14 @@ from minibert.data.examples import LabelledBatch
 from minibert.distill.students import imitated_layers
 from minibert.distill.task_kd import TaskWeights, output_loss
 
-# No other call of `uniform` has the first argument `DRAW`, so the draws of `replaced_groups` are independent
-# of all other draws.
+# Because of `DRAW`, the random numbers of `replaced_groups` are independent of all other random numbers with
+# the same seed and step.
 DRAW = 0x7E5E05
 
 
 def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
-    """Returns, for each student layer, the numbers (from 0) of the teacher layers that it replaces. With 6
-    teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5).
+    """Returns a list with a range for each student layer: the numbers (from 0) of the teacher layers that it
+    replaces. With 6 teacher layers and 4 student layers, the groups are (0, 1), (2), (3) and (4, 5).
     """
     if student_layers > teacher_layers:
         raise UserError("theseus replaces each group of teacher layers with one student layer, and a student "
@@ -40,7 +40,7 @@ def layer_groups(student_layers: int, teacher_layers: int) -> list[range]:
 
 def replace_rate(step: int, steps: int, base: float, until: float) -> float:
     """Returns the probability p(t) = min(1, k t + b) that a group is replaced in step t (from 0). b is
-    `base`. k is chosen so that p becomes 1 after a share `until` of all `steps`.
+    `base`. k is chosen so that p becomes 1 after the share `until` of all `steps`.
     """
     rising = math.ceil(until * steps)
     if step >= rising:
@@ -50,18 +50,20 @@ def replace_rate(step: int, steps: int, base: float, until: float) -> float:
 
 
 def replaced_groups(groups: int, rate: float, seed: int, step: int) -> list[bool]:
-    """Returns one bool for each group of teacher layers: whether its student layer replaces the group. The
-    bool is True with probability `rate`. The result depends only on the arguments, so all micro-batches and
-    ranks of a step replace the same groups. A resumed run replaces the same groups as an uninterrupted run.
+    """Returns a list with one bool for each group of teacher layers: True if the student layer replaces the
+    group in this step. The bool is True with the probability `rate`. The result depends only on the
+    arguments, so all micro-batches and ranks of a step replace the same groups. A resumed run replaces the
+    same groups as an uninterrupted run.
     """
     return (uniform(DRAW, seed, step, np.arange(groups)) < rate).tolist()
 
 
 def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], micro: LabelledBatch
                  ) -> Tensor:
-    """Returns the outputs (logits) of the mixed model. Gradients pass through the teacher's layers to the
-    student's layers below them, but the teacher's weights are not trained. As in the original code, the
-    teacher's layers have dropout: finetune.py sets the teacher to train mode.
+    """Returns the outputs (logits) of the mixed model: it has a student layer where `replaced` is True, and
+    otherwise a group of teacher layers. Gradients pass through the teacher's layers to the student's layers
+    below them, but the teacher's weights are not trained. As in the original code, the teacher's layers have
+    dropout: finetune.py sets the teacher to train mode.
     """
     groups = layer_groups(len(student.encoder.layers), len(teacher.encoder.layers))
     x = student.encoder.embed(micro.batch)
@@ -73,7 +75,9 @@ def mixed_logits(student: nn.Module, teacher: nn.Module, replaced: list[bool], m
 
 def theseus_loss(student: nn.Module, teacher: nn.Module, replaced: list[bool], weights: TaskWeights,
                  counts: dict[str, int], micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the `output_loss` of the mixed model: the loss of one micro-batch, and the sum of each term."""
+    """Returns the result of `output_loss` for the mixed model: the loss of one micro-batch, and a dict with
+    the sum of each term.
+    """
     return output_loss(student, mixed_logits(student, teacher, replaced, micro), weights, counts, micro)
 
 

@@ -51,9 +51,9 @@ class TinyBERTStudent(nn.Module):
 
 def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights: TinyBERTWeights,
              counts: dict[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the loss of TinyBERT's Transformer distillation for a micro-batch. A student that is not a
-    `TinyBERTStudent` has no projections, so it must have the teacher's width. The caller sets the teacher to
-    eval mode.
+    """Returns the loss of TinyBERT's Transformer distillation for a micro-batch, and a dict with the sum of
+    each term. A student that is not a `TinyBERTStudent` has no projections, so with the terms `embedding` and
+    `hidden` it must have the teacher's width. The caller sets the teacher to eval mode.
     """
     with torch.no_grad():
         teacher_trace = encoder_of(teacher).trace(micro.batch)
@@ -84,16 +84,16 @@ def tinybert(student: nn.Module, teacher: nn.Module, micro: MicroBatch, weights:
 
 
 def tinybert_counts(step: Step, weights: TinyBERTWeights) -> dict[str, int]:
-    """Returns, for each loss term, the divisor of its sum: the number of tokens or of sequences in the whole
-    step.
+    """Returns a dict from each loss term to the divisor of its sum: the number of tokens or of sequences in
+    the whole step.
     """
     return {"embedding": step.tokens, "hidden": step.tokens, "attention": step.sequences}
 
 
 def fit_tinybert(student: Config, teacher: Config, weights: TinyBERTWeights) -> str:
     """Returns a sentence for the user: which teacher layer each student layer imitates. Raises `UserError` if
-    the vocabularies differ, or if no layer map fits the two models. If the weight of the attention term is
-    not 0, different numbers of heads also raise `UserError`.
+    the vocabularies differ in size, or if the layer map is not valid (see `imitated_layers`). If the weight
+    of the attention term is not 0, different numbers of heads also raise `UserError`.
     """
     check_vocabulary(student, teacher)
     g = imitated_layers(student.layers, teacher.layers, weights.layers)

@@ -1,10 +1,10 @@
 """Computes the MLM cross-entropy and the distillation KL over the vocabulary. `vocab_loss_plain` defines the
 loss. `vocab_loss` computes the same loss with less memory.
 
-A row is a token of the batch. Its V logits, one for each token of the vocabulary, are z = h W' + b. h (D,) is
-the state of the MLM head, W (V, D) are the token vectors (in BERT the word embeddings, tied), and b (V,) is
-the bias. W' is W transposed. z_s are the student's logits, z_t the teacher's. In this file T is the
-temperature, not the sequence length.
+A row is a token of the batch. Its logits z = h W' + b are V numbers, one for each token of the vocabulary. h
+(D,) is the state of the MLM head, W (V, D) are the token vectors (in BERT the word embeddings, tied), and b
+(V,) is the bias. W' is W transposed. z_s are the student's logits, and z_t are the teacher's. In this file, T
+is the temperature, not the sequence length.
 
     MLM:  -log softmax(z_s)[label]                               rows that have a label
     KL:   T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )       every row (Hinton et al. 2015; DistilBERT)
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from minibert.model.batch import IGNORE
 
-# A chunk has 64 MB of logits, because matrix products are fast with many rows. On a CPU, elementwise
-# operations read tiles of 0.5 M logits, because such a tile fits in the cache.
+# A chunk has at most 64 MB of logits, because matrix products are fast with many rows. On a CPU, elementwise
+# operations read tiles of 0.5 million logits, because a tile fits in the cache.
 CHUNK_BYTES, TILE_ELEMENTS = 1 << 26, 1 << 19
 
 
@@ -55,8 +55,9 @@ class VocabSums(NamedTuple):
 def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                kl_weight: float = 0.0, temperature: float = 1.0, labelled: Tensor | None = None,
                chunk: int | None = None) -> tuple[Tensor, VocabSums]:
-    """Returns `mlm_weight` * MLM sum + `kl_weight` * KL sum, and the sums without weights (`VocabSums`). For
-    means instead of sums, the caller divides the weights by the numbers of tokens in the whole step.
+    """Returns the loss `mlm_weight` * (MLM sum) + `kl_weight` * (KL sum), and the sums without weights
+    (`VocabSums`). For means instead of sums, the caller divides the weights by the numbers of tokens in the
+    whole step.
 
     `labels` (N,) is `IGNORE` for a row without a label. `labelled` (M,), on the CPU, has the numbers of the M
     rows with a label, in ascending order. If `labelled` is None, this function searches for these rows, and
@@ -80,13 +81,13 @@ def vocab_loss(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, 
 
 def vocab_loss_plain(student: Vocab, labels: Tensor, teacher: Vocab | None = None, *, mlm_weight: float = 0.0,
                      kl_weight: float = 0.0, temperature: float = 1.0) -> Tensor:
-    """Returns the loss of `vocab_loss`, with the logits of all rows in memory."""
+    """Returns the loss of `vocab_loss` without the `VocabSums`. Needs the logits of all rows in memory."""
     z_s = student.states @ student.table.t() + student.bias  # (N, V)
     loss = mlm_weight * F.cross_entropy(z_s, labels, ignore_index=IGNORE, reduction="sum")
     if teacher is not None:
         z_t = (teacher.states @ teacher.table.t() + teacher.bias).detach()  # (N, V)
         log_s, log_t = ((z / temperature).log_softmax(-1) for z in (z_s, z_t))
-        # The factor T^2 keeps the size of the gradient when T changes (Hinton et al. 2015).
+        # Without the factor T^2, the gradient would be smaller for a larger T (Hinton et al. 2015).
         loss = loss + kl_weight * temperature**2 * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
     return loss
 
@@ -119,8 +120,9 @@ class _VocabLoss(torch.autograd.Function):
             grad_table = torch.zeros_like(table, dtype=full) if need_table else None
             grad_bias = torch.zeros_like(bias) if need_bias else None
             sums = VocabSums(*(torch.zeros((), dtype=full, device=states.device) for _ in range(3)))
-            # `mlm_weight` and `kl_weight` were divided by numbers of tokens. So in fp16, most gradients of
-            # the logits would become 0. `up` multiplies both weights, and divides the gradients at the end.
+            # The caller has divided `mlm_weight` and `kl_weight` by numbers of tokens, so in fp16, most
+            # gradients of the logits would become 0. So both weights are multiplied by `up`, and at the end
+            # the gradients are divided by `up`.
             up = 1.0
             if low == torch.float16:
                 largest = max(terms.mlm_weight, terms.temperature * terms.kl_weight, 1e-30)
@@ -129,7 +131,7 @@ class _VocabLoss(torch.autograd.Function):
             marked = terms.labelled.to(states.device, non_blocking=True)
             chunk = terms.chunk or CHUNK_BYTES // (len(table) * table.element_size())
             chunk = max(1, min(chunk, len(states)))
-            # All chunks share two buffers. A new buffer would take as long as one operation on the chunk.
+            # All chunks share two buffers, because a new buffer takes as long as one operation on the chunk.
             z = states.new_empty(chunk, len(table))  # (C, V) logits, then their gradient
             z_t = None if terms.teacher is None else torch.empty_like(z)  # (C, V)
             for start in range(0, len(states), chunk):
@@ -156,8 +158,8 @@ class _VocabLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
-        # Without a loss scale, `grad_loss` is 1, and the multiplication is skipped. On a GPU, the comparison
-        # with 1 would wait for the GPU, so the gradients are always multiplied.
+        # If `grad_loss` is 1 (no loss scale), the multiplication is skipped on a CPU. On a GPU, it is not
+        # skipped, because the comparison with 1 would wait for the GPU.
         if grad_loss.is_cpu and grad_loss == 1:
             return *ctx.saved_tensors, None
         return *(None if g is None else g * grad_loss for g in ctx.saved_tensors), None
@@ -165,9 +167,10 @@ class _VocabLoss(torch.autograd.Function):
 
 def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor, terms: _Terms,
                          marked: Tensor, sums: VocabSums, grad_bias: Tensor | None) -> None:
-    """Replaces a chunk of logits z (C, V), which do not contain the bias, by the gradients of the loss. Adds
-    the losses to `sums`, and the gradient of the bias to `grad_bias`. `start` is the number of the chunk's
-    first row. `marked` is `terms.labelled` on the device of z.
+    """`z` (C, V) has a chunk of the student's logits without the bias. Replaces these logits by the gradients
+    of the loss. Adds the losses to `sums`, and the gradient of the bias to `grad_bias`. `z_t` has the
+    teacher's logits without the bias (None: no teacher). `start` is the number of the chunk's first row.
+    `marked` is `terms.labelled` on the device of `z`.
     """
     tile = max(1, TILE_ELEMENTS // z.shape[1]) if z.device.type == "cpu" else len(z)
     for first in range(0, len(z), tile):
@@ -175,7 +178,7 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
         rows = slice(start + first, start + inside.stop)
         logits = z[inside].to(bias.dtype).add_(bias)
         a, b = torch.searchsorted(terms.labelled, torch.tensor([rows.start, rows.stop])).tolist()
-        here = marked[a:b] - rows.start  # (M,) the labelled rows of this tile
+        here = marked[a:b] - rows.start  # (M,) the rows of this tile that have a label
         grad_mlm, nll, hits = _mlm(logits, terms.labels[rows], here)
         sums.mlm.add_(nll.sum())
         sums.correct.add_(hits.sum())
@@ -196,7 +199,8 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
 
 def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns two tensors for logits z_s and z_t (..., V): T^2 KL(softmax(z_t / T) || softmax(z_s / T)) for
-    each row, and its gradient (..., V) with respect to z_s. T is `temperature`. Overwrites z_s and z_t.
+    each row, and the gradient (..., V) of this KL with respect to z_s. T is `temperature`. Overwrites z_s and
+    z_t.
     """
     p_s, log_sum_s = _softmax(z_s.div_(temperature))
     p_t, log_sum_t = _softmax(z_t.div_(temperature))
@@ -206,8 +210,8 @@ def kl_and_gradient(z_s: Tensor, z_t: Tensor, temperature: float) -> tuple[Tenso
 
 
 def _mlm(z: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns, for the M rows `labelled`, the gradient of the cross-entropy (M, V) and the cross-entropy (M,
-    1). The third result (M, 1) is True if the most likely token is the label.
+    """Returns three tensors for the M rows `labelled`: the gradient (M, V) of the cross-entropy, the
+    cross-entropy (M, 1), and a bool (M, 1) that is True if the most likely token is the label.
     """
     target = labels[labelled, None]
     z = z if len(labelled) == len(z) else z[labelled]  # (M, V)
@@ -227,8 +231,8 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _logits(h: Tensor, table: Tensor, out: Tensor) -> None:
     """Writes the products h W' (C, V), the logits without the bias, into `out`. W is `table`. On a CPU, h is
-    multiplied with 1,024 token vectors at a time. These vectors stay in the cache, so this is a third faster
-    than one product with all token vectors.
+    multiplied with 1,024 token vectors at a time, because these vectors stay in the cache. These products
+    together are a third faster than one product with all token vectors.
     """
     width = 1024 if h.device.type == "cpu" else len(table)
     for first in range(0, len(table), width):

@@ -219,9 +219,9 @@ def tidy(proto) -> None:
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:
     """Writes `target`, a quantised copy of the fp32 file `source`. The copy has embeddings and weight
-    matrices in 8 bits, and computes products with weight matrices in 8 bits. Each column of a weight matrix
-    (in, out) has its own scale. In each product, all activations of a batch have one scale. So the outputs
-    for a sequence depend slightly on the other sequences in its batch.
+    matrices in 8 bits, and computes the matrix products of linear layers in 8 bits. Each column of a weight
+    matrix (in, out) has its own scale. In each product, all activations of a batch have one scale. So the
+    outputs for a sequence depend slightly on the other sequences in its batch.
 
     Some processors add two products of 8-bit numbers in 16 bits, and this sum may overflow without an error
     (`processor.sums_bytes_in_32_bits`). With `reduce_range`, the weights have 7 bits, which prevents the
