@@ -19,6 +19,8 @@ from minibert.common.runtime import Runtime
 from minibert.data.examples import draw, make_examples
 from minibert.distill.methods import METHODS, terms_of, weights_of
 from minibert.distill.task_kd import TaskWeights, task_loss
+from minibert.distill.theseus import theseus_loss, train_layers_only
+from minibert.distill.tinybert import TinyBERTWeights, tinybert, tinybert_counts
 from minibert.model.encoder import Encoder
 from minibert.model.heads import Classifier, MaskedLM, Span, build_encoder
 from minibert.model.init import on_meta
@@ -142,6 +144,29 @@ def test_a_step_of_every_fine_tuning_loss(tiny_config, runtime, waits, kind, alp
     figures = whole_step(model, partial(task_loss, model, TaskWeights(alpha, 2.0, beta), [1] if beta else [],
                                         counts), step.micro_batches, counts, runtime)
     assert [name in figures for name in counts] == [True, alpha > 0, beta > 0]
+    assert len(step.micro_batches) > 1 and waits == {"tolist": 1, "cpu": 0}
+
+
+@pytest.mark.parametrize("kind", ["classes", "score", "span"])
+@pytest.mark.parametrize("method", ["theseus", "tinybert"])
+def test_a_fine_tuning_step_that_runs_the_teacher(tiny_config, runtime, waits, kind, method):
+    head = Span if kind == "span" else Classifier
+    config = replace(tiny_config, vocab_size=V, labels=("score",) if kind == "score" else ("a", "b"))
+    teacher, student = (on_meta(head, replace(config, layers=layers)) for layers in (4, 2))
+    hold_frozen(teacher, runtime)
+    made, targets = examples(kind, config.hidden_size)
+    step = draw(made, {"logits": targets["logits"]}, 0, 8, 0, 24)
+    if method == "theseus":
+        train_layers_only(student)
+        teacher.train()
+        counts = {"hard": 6, "soft": 8}
+        # the gradient reaches the student's first layer through the teacher's second group
+        loss = partial(theseus_loss, student, teacher, [True, False], TaskWeights(0.5, 2.0, 0.0), counts)
+    else:
+        counts = tinybert_counts(step, TinyBERTWeights())
+        loss = partial(tinybert, student, teacher, weights=TinyBERTWeights(), counts=counts)
+    figures = whole_step(student.train(), loss, step.micro_batches, counts, runtime)
+    assert set(counts) <= set(figures)
     assert len(step.micro_batches) > 1 and waits == {"tolist": 1, "cpu": 0}
 
 
