@@ -99,8 +99,8 @@ def padded(ids: list[list[int]], segments: list[list[int]]) -> tuple[torch.Tenso
 
 
 def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run:
-    """Returns a function `run` that computes with minibert. `mode` is the mode of `fast`. If `mode` is
-    None, the model computes in fp32, without `fast`.
+    """Returns a function `run` that computes the outputs with minibert. `mode` is the mode of `fast`. If
+    `mode` is None, the model computes in fp32, without `fast`.
     """
     model = minibert.load(folder / "model").to(device)
     if mode:
@@ -110,8 +110,8 @@ def minibert_engine(mode: str | None, folder: Path, device: torch.device) -> Run
 
 
 def transformers_engine(how: str, folder: Path, device: torch.device) -> Run:
-    """Returns a function `run` that computes with `transformers`. `how` is "fp32", "bf16", "compiled"
-    (torch.compile, in fp32) or "bf16 compiled".
+    """Returns a function `run` that computes the outputs with `transformers`. `how` is "fp32", "bf16",
+    "compiled" (torch.compile, in fp32) or "bf16 compiled".
     """
     transformers = _quiet_transformers()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -136,8 +136,8 @@ def _quiet_transformers():
 
 
 def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Returns a function `run` that computes with ONNX Runtime on the CPU. `file` is an ONNX file in
-    `folder`.
+    """Returns a function `run` that computes the outputs with ONNX Runtime on the CPU. `file` is an
+    ONNX file in `folder`.
     """
     import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -152,8 +152,8 @@ def onnxruntime_engine(file: str, folder: Path, device: torch.device) -> Run:
 
 
 def openvino_engine(file: str, folder: Path, device: torch.device) -> Run:
-    """Returns a function `run` that computes with OpenVINO on the CPU. `file` is model.onnx or int8.xml in
-    `folder`. Operations that are not int8 run in fp32.
+    """Returns a function `run` that computes the outputs with OpenVINO on the CPU. `file` is
+    model.onnx or int8.xml in `folder`. Operations that are not int8 run in fp32.
     """
     import openvino
     compiled = openvino.Core().compile_model(str(folder / file), "CPU", {

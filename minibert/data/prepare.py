@@ -114,8 +114,8 @@ def batches(documents: Iterable[tuple[str, list[str]]]) -> Iterator[list[tuple[s
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[list[str]]) -> list[list[list[int]]]:
-    """Returns a list with, for each document, a list of the token ids of each line. Lines without tokens are
-    left out.
+    """Returns a list of documents. Each document is a list of its lines, and each line is a list of token
+    ids. Lines without tokens are left out.
     """
     cut = [[split_line(line) for line in document] for document in documents]
     pieces = iter(tokenizer.pieces([part for document in cut for line in document for part in line]))

@@ -56,9 +56,9 @@ NOT_KEPT = {*NAMED, *CONFIG_NAMES.values(), "added_tokens_decoder", "tokenizer_c
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The content of a tokenizer folder. `source` is the file of the vocabulary. `added` has pairs (added
-    token, id). If the id is None, the token has its id in `vocabulary`, or gets the next free id. `generic`
-    is the content of tokenizer.json if the tokenizer class is generic (`_is_generic`), otherwise None. The
-    other fields are arguments of `Tokenizer`.
+    token, id). If the id is None, the token has its id in `vocabulary`. If the token is not in `vocabulary`,
+    it gets the next free id. `generic` is the content of tokenizer.json if the tokenizer class is generic
+    (`_is_generic`), otherwise None. The other fields are arguments of `Tokenizer`.
     """
     source: Path
     vocabulary: dict[str, int]

@@ -178,7 +178,7 @@ def _logits_to_gradients(z: Tensor, z_t: Tensor | None, start: int, bias: Tensor
         rows = slice(start + first, start + inside.stop)
         logits = z[inside].to(bias.dtype).add_(bias)
         a, b = torch.searchsorted(terms.labelled, torch.tensor([rows.start, rows.stop])).tolist()
-        here = marked[a:b] - rows.start  # (M,) the rows of this tile that have a label
+        here = marked[a:b] - rows.start  # the labelled rows of this tile, counted from its first row
         grad_mlm, nll, hits = _mlm(logits, terms.labels[rows], here)
         sums.mlm.add_(nll.sum())
         sums.correct.add_(hits.sum())
