@@ -40,8 +40,9 @@ class Options(MachineOptions):
         metavar="FOLDER", group="model")
     student: str | None = option(
         None, "name of a preset (`bench.py size` lists all presets), or folder of a model to train further "
-              "(default: a student with half as many layers as the teacher; for mobilebert: with as many layers "
-              "as the teacher; for tinybert, minilm and minilmv2: tinybert-4). mlm needs --student or --teacher",
+              "(default: a student with half as many layers as the teacher; for mobilebert: with as many "
+              "layers as the teacher; for tinybert, minilm and minilmv2: tinybert-4). mlm needs --student or "
+              "--teacher",
         metavar="PRESET")
     layers: int | None = option(
         None, "number of layers of the student (default: see --student)", metavar="LAYERS")
