@@ -123,8 +123,9 @@ class Options(MachineOptions):
                         metavar="SEQUENCES")
     optimizer: str | None = option(
         None, "the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
-    lr: float | None = option(None, "learning rate at the end of the warm-up. In the transfer stages of "
-                              "mobilebert, layers have up to 3 times this rate", metavar="RATE")
+    lr: float | None = option(None, "learning rate at the end of the warm-up. With --schedule jkt or pkt, a "
+                              "layer has up to 3 times this rate in its stage, and up to 0.3 times this "
+                              "rate in later stages", metavar="RATE")
     warmup: float | None = option(None, "share of the steps in which the learning rate "
                                         "rises", metavar="SHARE")
     beta2: float | None = option(None, "beta2 of the optimiser; beta1 is 0.9", metavar="RATE")
