@@ -178,9 +178,9 @@ def figures(turns: list[dict], memory: int, flops: float, flops_together: float,
 
 
 def compare_engines(name: str, config: Config, engines: list[str], job: Job, turns: int) -> dict:
-    """Runs the engines alternately and prints a table. Returns a dict from each engine to its `figures`. The
-    speed and the logits of each engine are compared with "transformers fp32" if `engines` has this engine,
-    otherwise with the first of `engines`.
+    """Runs the engines alternately and prints a table. Returns a dict from the name of each engine to the
+    result of `figures`, with two more entries: "times_as_fast" and "logit_change". These two compare the
+    engine with "transformers fp32" if `engines` has it, otherwise with the first of `engines`.
     """
     taken, memory = alternate(inference_worker, engines, job, turns)
     peak = matrix_peak(start(job.device, "fp32", job.threads, training=False))

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -182,39 +181,19 @@ def write_onnx(model: nn.Module, path: Path) -> None:
                           output_names=OUTPUTS[head], dynamic_shapes=tuple(axes for _ in names),
                           opset_version=OPSET, dynamo=True, external_data=False, verbose=False)
     proto = onnx.load(path)
-    tidy(proto)
+    remove_metadata(proto)
     onnx.save(proto, path)
 
 
-def tidy(proto) -> None:
-    """Changes an ONNX model in place: removes metadata, and transposes the weights of matrix products. torch
-    adds metadata about the source code, with file paths of the exporting machine.
-
-    The quantiser finds only weights that are a direct input of a matrix product. But torch may export a
-    weight of `nn.Linear` with the shape (out, in), and add a Transpose operator. `tidy` then transposes the
-    weight and removes the operator. The word embeddings of an MLM model are not transposed, because the
-    embedding layer also reads their rows.
+def remove_metadata(proto) -> None:
+    """Removes torch's metadata about the source code from an ONNX model, in place. The metadata has file
+    paths of the exporting machine.
     """
-    onnx, _ = packages()
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
     del graph.value_info[:]
-    uses = Counter(name for node in graph.node for name in node.input)
-    weights = {tensor.name: tensor for tensor in graph.initializer
-               if len(tensor.dims) == 2 and uses[tensor.name] == 1}
-    transposed = {node.output[0]: node for node in graph.node
-                  if node.op_type == "Transpose" and node.input[0] in weights}
-    for node in transposed.values():
-        tensor = weights[node.input[0]]
-        turned = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor).T)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
-        graph.node.remove(node)
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name in transposed:
-                node.input[i] = transposed[name].input[0]
 
 
 def quantize_file(source: Path, target: Path, reduce_range: bool) -> None:

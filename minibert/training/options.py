@@ -40,8 +40,9 @@ class Options(MachineOptions):
         metavar="FOLDER", group="model")
     student: str | None = option(
         None, "name of a preset (`bench.py size` lists all presets), or folder of a model to train further "
-              "(default: a student with half as many layers as the teacher; for mobilebert: with as many layers "
-              "as the teacher; for tinybert, minilm and minilmv2: tinybert-4). mlm needs --student or --teacher",
+              "(default: a student with half as many layers as the teacher; for mobilebert: with as many "
+              "layers as the teacher; for tinybert, minilm and minilmv2: tinybert-4). mlm needs --student or "
+              "--teacher",
         metavar="PRESET")
     layers: int | None = option(
         None, "number of layers of the student (default: see --student)", metavar="LAYERS")
@@ -122,8 +123,9 @@ class Options(MachineOptions):
                         metavar="SEQUENCES")
     optimizer: str | None = option(
         None, "the optimiser: AdamW, or LAMB for large batches", choices=tuple(OPTIMIZERS))
-    lr: float | None = option(None, "learning rate at the end of the warm-up. In the transfer stages of "
-                              "mobilebert, layers have up to 3 times this rate", metavar="RATE")
+    lr: float | None = option(None, "learning rate at the end of the warm-up. With --schedule jkt or pkt, a "
+                              "layer has up to 3 times this rate in its stage, and up to 0.3 times this "
+                              "rate in later stages", metavar="RATE")
     warmup: float | None = option(None, "share of the steps in which the learning rate "
                                         "rises", metavar="SHARE")
     beta2: float | None = option(None, "beta2 of the optimiser; beta1 is 0.9", metavar="RATE")
