@@ -39,7 +39,7 @@ RANDOM, BY_LENGTH = "transformers", "transformers by length"
 
 @dataclass(frozen=True)
 class FinetuneBench(MachineOptions):
-    """Every option of bench.py finetune."""
+    """Every option of `bench.py finetune`."""
 
     task: str = option("mrpc", "name of a GLUE task, or imdb", choices=TEXT_TASKS, group="measurement")
     data: str | None = option(None, "folder of the official files of the task, or its parent folder")

@@ -42,7 +42,7 @@ LOG_MEAN, LOG_DEVIATION = 3.354, 0.432
 
 @dataclass(frozen=True)
 class InferenceBench:
-    """Every option of bench.py inference."""
+    """Every option of `bench.py inference`."""
 
     models: tuple[str, ...] = option(
         ("bert-base", "distilbert"), "presets (with random weights), or folders of models that were "

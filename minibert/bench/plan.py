@@ -34,7 +34,7 @@ CORPORA = {
 
 @dataclass(frozen=True)
 class PlanBench:
-    """Every option of bench.py plan."""
+    """Every option of `bench.py plan`."""
 
     corpus_tokens: str | None = option(None, "number of tokens of the corpus, for example 2.5e9, or the name "
                                              f"of a corpus: {', '.join(CORPORA)}")

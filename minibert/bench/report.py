@@ -49,7 +49,7 @@ speeds are measurement errors."""
 
 @dataclass(frozen=True)
 class ReportBench:
-    """Every option of bench.py report."""
+    """Every option of `bench.py report`."""
 
     runs: tuple[str, ...] = option(("runs",), "folders of runs, or their parent folders; the name --runs may "
                                               "be left out: bench.py report FOLDER ...")

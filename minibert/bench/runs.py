@@ -37,7 +37,7 @@ RESUMED = ("train.py", "finetune.py")
 
 @dataclass(frozen=True)
 class RunsBench:
-    """Every option of bench.py runs."""
+    """Every option of `bench.py runs`."""
 
     file: str | None = option(None, "file with the commands; the name --file may be left out: bench.py runs "
                                     "FILE")

@@ -31,7 +31,7 @@ RANKS = (1, 10)
 
 @dataclass(frozen=True)
 class SentencesBench:
-    """Every option of bench.py sentences."""
+    """Every option of `bench.py sentences`."""
 
     models: tuple[str, ...] = option((), "folders of sentence encoders, the teacher first; the name --models "
                                          "may be left out: bench.py sentences FOLDER ...", metavar="FOLDER")

@@ -40,7 +40,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class SizeBench:
-    """Every option of bench.py size."""
+    """Every option of `bench.py size`."""
 
     models: tuple[str, ...] = option((), "presets, or folders of models; the name --models may be left out: "
                                          "bench.py size MODEL ... (default: all presets)")

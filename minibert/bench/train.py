@@ -37,7 +37,7 @@ TIMED = tuple(name for name in METHODS if name != "mobilebert")
 
 @dataclass(frozen=True)
 class TrainBench(MachineOptions):
-    """Every option of bench.py train."""
+    """Every option of `bench.py train`."""
 
     teacher: str = option("bert-base", "preset of the teacher (random weights)", group="measurement")
     student: str = option("distilbert", "preset of the student (random weights)")

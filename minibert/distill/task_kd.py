@@ -112,8 +112,8 @@ def output_loss(model: nn.Module, logits: Tensor, weights: TaskWeights, counts: 
 def task_loss(model: nn.Module, weights: TaskWeights, layers: list[int], counts: dict[str, int],
               micro: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns a tuple: the micro-batch's part of the step's loss, and a dict with the detached sum of each
-    term over the micro-batch. `layers` are the numbers (from 1) of the student layers in the pairs of
-    `patience_layers`. If `layers` is empty, there is no L_patience.
+    term over the micro-batch. `layers` are the numbers (from 1) of the student layers in the pairs that
+    `patience_layers` returns. If `layers` is empty, there is no L_patience.
     """
     if not layers:
         return output_loss(model, model(micro.batch), weights, counts, micro)

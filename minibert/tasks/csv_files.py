@@ -26,7 +26,8 @@ def read_csv(path: str | Path, task: Task | None = None) -> tuple[Task, list[Exa
     If `task` is None, the header must also name either `label` or `score`. A column `label` has scores if all
     its values are numbers and at least one value has a decimal point, as in run_glue.py of transformers.
     Otherwise, the column `label` has classes. If `task` is not None, the columns `label` and `score` may be
-    missing. If one is there, each of its values must be a class or a score of `task`.
+    missing. If both are there, only `score` is read for a regression task, and only `label` for any other
+    task. Each value of the column that is read must be a class or a score of `task`.
     """
     path = Path(path)
     names, rows = _csv_rows(path)
