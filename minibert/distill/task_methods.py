@@ -1,4 +1,4 @@
-"""Lists all methods of fine-tuning with a teacher in the table `TASK_METHODS`. The losses are in task_kd.py
+"""The table `TASK_METHODS` lists all methods of fine-tuning with a teacher. The losses are in task_kd.py
 (kd and pkd), tinybert.py and theseus.py.
 """
 

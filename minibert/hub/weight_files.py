@@ -1,4 +1,4 @@
-"""Reads the weights of a model folder, and writes one safetensors file."""
+"""Functions that read the weights of a model folder, and a function that writes weights to a file."""
 
 import hashlib
 import os

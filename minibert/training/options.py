@@ -80,7 +80,7 @@ class Options(MachineOptions):
                                    "are joined into sequences of at most --max-length tokens")
     max_length: int = option(128, "length of the longest sequence in tokens, with [CLS] and "
                                   "[SEP]", metavar="TOKENS")
-    min_length: int | None = option(None, "length of the shortest sequence in tokens, with [CLS] and [SEP]; "
+    min_length: int | None = option(None, "minimum length of a sequence in tokens, with [CLS] and [SEP]; "
                                           "shorter sequences are left out",
                                     metavar="TOKENS")
     masking: str | None = option(None, "how the masked tokens are chosen; needs a --mask-share above 0",
