@@ -60,8 +60,8 @@ def useful_flops(teacher: Config, student: Config, lengths: np.ndarray, method: 
 def matrix_peak(runtime: Runtime) -> float:
     """Multiplies two large square matrices ten times, and returns the highest FLOP/s of the ten products."""
     on_gpu = runtime.device.type == "cuda"
-    # On a GPU, the matrices are larger than on a CPU. With small matrices, the start of the kernel would take
-    # longer than the product.
+    # The matrices are larger on a GPU than on a CPU. With small matrices, a GPU would spend more time on
+    # starting the kernel than on the product.
     size = 8192 if on_gpu else 2048
     a, b = (torch.randn(size, size, device=runtime.device, dtype=PRECISIONS[runtime.precision])
             for _ in range(2))

@@ -122,7 +122,8 @@ def read_json(path: Path) -> dict:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid json ({error.msg})") from None
-    # thousands of nested brackets give a RecursionError, a number with thousands of digits a ValueError
+    # json.loads raises RecursionError for thousands of nested brackets, and ValueError for a number with
+    # thousands of digits
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: this json cannot be read ({error})") from None
     if not isinstance(content, dict):

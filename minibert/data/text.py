@@ -199,7 +199,8 @@ def json_documents(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
             text = json.loads(line)["text"]
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: not valid json ({error.msg})") from None
-        # thousands of nested brackets give a RecursionError, a number with thousands of digits a ValueError
+        # json.loads raises RecursionError for thousands of nested brackets, and ValueError for a number with
+        # thousands of digits
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: this json cannot be read ({error})") from None
         except (KeyError, TypeError):
